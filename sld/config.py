@@ -1,0 +1,195 @@
+"""What a model is, as data: frozen dataclasses, one value per level, and the published versions as constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+Prediction = Literal["eps", "v"]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """A denoising UNet. Tuples hold one entry per resolution, from the finest to the coarsest.
+
+    Attributes:
+        channels: width of each level.
+        res_blocks: ResBlocks on the way down at every level; one more on the way up.
+        attention: whether a level's ResBlocks are followed by a spatial transformer. The middle always has one.
+        heads: attention heads of each level's transformers; their width is `channels / heads`.
+        depth: transformer blocks in each spatial transformer.
+        context: features of a text token.
+        linear_projection: whether the transformer enters and leaves by a linear layer (SD 2) or a 1x1 convolution
+            (SD 1). Both compute the same; checkpoints store other shapes.
+        groups: groups of every GroupNorm.
+        latent: channels of the latent, in and out.
+    """
+
+    channels: tuple[int, ...]
+    res_blocks: int
+    attention: tuple[bool, ...]
+    heads: tuple[int, ...]
+    depth: tuple[int, ...]
+    context: int
+    linear_projection: bool
+    groups: int = 32
+    latent: int = 4
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        for name in ("attention", "heads", "depth"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"UNetConfig: {name} has {len(getattr(self, name))} entries, channels has {levels}")
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % heads or width % self.groups:
+                raise ValueError(f"UNetConfig: width {width} is not divisible by {heads} heads and {self.groups} groups")
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """An autoencoder with a diagonal Gaussian latent. Tuples run from the finest level to the coarsest.
+
+    Attributes:
+        channels: width of each level; the picture is `2 ** (len(channels) - 1)` times the latent's side.
+        res_blocks: ResBlocks of an encoder level; one more in the decoder.
+        scaling: factor between the encoder's latents and the diffusion model's, which have about unit variance.
+        groups: groups of every GroupNorm.
+        latent: channels of the latent.
+    """
+
+    channels: tuple[int, ...]
+    res_blocks: int
+    scaling: float
+    groups: int = 32
+    latent: int = 4
+
+    @property
+    def factor(self) -> int:
+        """Side of the picture over side of the latent."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A CLIP text transformer and how Stable Diffusion reads it.
+
+    Attributes:
+        width, layers, heads, hidden: the transformer; `hidden` is the width inside its feed-forward layers.
+        tokens: length of every encoded prompt, start and end included.
+        vocabulary: number of token ids.
+        activation: "quick_gelu" (OpenAI's CLIP) or "gelu" (OpenCLIP).
+        pad: id that fills a prompt up to `tokens`; None pads with the end token.
+
+    `layers` counts the layers that are computed: SD 2 reads OpenCLIP's 24-layer transformer after layer 23, so its
+    value is 23, and a single file's last layer is left where it is.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    tokens: int = 77
+    vocabulary: int = 49408
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pad: int | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule a model was trained on, and the reference sampler's reading of it.
+
+    Attributes:
+        steps: number of training timesteps T.
+        beta_start, beta_end: ends of the scaled-linear betas (linear in their square roots).
+        prediction: what the network predicts, eps or v.
+        steps_offset: added to every leading timestep.
+        final_alpha_one: whether the step past the last timestep has alpha_bar = 1 instead of alpha_bar[0].
+    """
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: Prediction = "eps"
+    steps_offset: int = 1
+    final_alpha_one: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole text-to-image model. `size` is the side of the pictures it was trained on, in pixels."""
+
+    name: str
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    schedule: ScheduleConfig
+    size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as stored in JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; lists become tuples.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig, "schedule": ScheduleConfig}
+        known = {k: build(parts[k], v) if k in parts else v for k, v in values.items()}
+        return build(cls, known)
+
+
+def build(cls: type[C], values: Mapping[str, Any]) -> C:
+    """An instance of the dataclass `cls` from a mapping, lists as tuples; unknown or missing names are an error."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - names):
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}")
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+_SD1_UNET = UNetConfig(
+    channels=(320, 640, 1280, 1280),
+    res_blocks=2,
+    attention=(True, True, True, False),
+    heads=(8, 8, 8, 8),
+    depth=(1, 1, 1, 1),
+    context=768,
+    linear_projection=False,
+)
+_SD2_UNET = replace(_SD1_UNET, heads=(5, 10, 20, 20), context=1024, linear_projection=True)
+_VAE = VAEConfig(channels=(128, 256, 512, 512), res_blocks=2, scaling=0.18215)
+_CLIP_L = TextConfig(width=768, layers=12, heads=12, hidden=3072)
+_OPENCLIP_H = TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0)
+_EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
+
+SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, size=512)
+SD15 = replace(SD14, name="sd15")
+SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, size=512)
+SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, size=768)
+SD21_BASE = replace(SD20_BASE, name="sd21-base")
+SD21 = replace(SD20, name="sd21")
+MINI = ModelConfig(
+    "mini",
+    UNetConfig(
+        channels=(48, 96, 160),
+        res_blocks=1,
+        attention=(False, True, True),
+        heads=(2, 3, 5),
+        depth=(1, 1, 1),
+        context=128,
+        linear_projection=True,
+        groups=16,
+    ),
+    VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
+    TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),
+    _EPS,
+    size=64,
+)
+CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}
