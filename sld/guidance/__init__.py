@@ -1,0 +1,53 @@
+"""Guidance rules: how predictions under several conditions become one."""
+
+from sld.guidance.base import Guidance, NoState
+from sld.guidance.cfg import CFGParams, ClassifierFreeGuidance, Contrast, NoParams, TextPrediction, Unguided
+from sld.guidance.sld import (
+    DEFAULT_CONCEPT,
+    DIFFUSERS_CONCEPT,
+    MAX,
+    MEDIUM,
+    OFF,
+    PRESETS,
+    STRONG,
+    WEAK,
+    Momentum,
+    Predictions,
+    Rule,
+    SafeLatentGuidance,
+    SLDConfig,
+    SLDParams,
+    guidance_for,
+    preset,
+    safe_latent_guidance,
+    safety_mask,
+)
+
+__all__ = [
+    "DEFAULT_CONCEPT",
+    "DIFFUSERS_CONCEPT",
+    "MAX",
+    "MEDIUM",
+    "OFF",
+    "PRESETS",
+    "STRONG",
+    "WEAK",
+    "CFGParams",
+    "ClassifierFreeGuidance",
+    "Contrast",
+    "Guidance",
+    "Momentum",
+    "NoParams",
+    "NoState",
+    "Predictions",
+    "Rule",
+    "SLDConfig",
+    "SLDParams",
+    "SafeLatentGuidance",
+    "TextPrediction",
+    "Unguided",
+    "guidance_for",
+    "preset",
+    "safe_latent_guidance",
+    "safety_mask",
+]

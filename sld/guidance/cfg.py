@@ -1,0 +1,92 @@
+"""The rules without a safety concept: the text's prediction alone, and classifier-free guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sld.guidance.base import Guidance, NoState, per_image, require_scale
+
+
+class TextPrediction(NamedTuple):
+    """The one row (b, c, h, w) of an unguided network."""
+
+    text: Tensor
+
+
+class NoParams(NamedTuple):
+    """The hyper-parameters of a rule that has none."""
+
+
+@final
+@dataclass(frozen=True)
+class Unguided(Guidance[TextPrediction, NoState, NoParams]):
+    """The prediction for the text as it is, at one row per image."""
+
+    rows: ClassVar[type[NamedTuple]] = TextPrediction
+
+    def params(
+        self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> NoParams:
+        return NoParams()
+
+    def init(self, x: Tensor) -> NoState:
+        return NoState()
+
+    def __call__(
+        self, rows: TextPrediction, state: NoState, i: Tensor | int, params: NoParams
+    ) -> tuple[Tensor, NoState]:
+        return rows.text, state
+
+
+class Contrast(NamedTuple):
+    """Predictions (b, c, h, w) without and with the text."""
+
+    uncond: Tensor
+    text: Tensor
+
+
+class CFGParams(NamedTuple):
+    """The scale, 0-d or (b, 1, 1, 1)."""
+
+    scale: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598, as Eq. 3 of arXiv 2211.05105).
+
+    A negative prompt is no further condition: it is encoded in place of the empty text and arrives as `uncond`.
+
+    Attributes:
+        scale: s_g, for all images or one for each; finite and >= 0. Unlike diffusers, which switches guidance off at
+            s_g <= 1, the equation is applied at every scale.
+
+    Raises:
+        ValueError: a scale is out of range.
+    """
+
+    scale: float | tuple[float, ...] = 7.5
+
+    rows: ClassVar[type[NamedTuple]] = Contrast
+
+    def __post_init__(self) -> None:
+        for scale in self.scale if isinstance(self.scale, tuple) else (self.scale,):
+            require_scale("ClassifierFreeGuidance: scale", scale)
+
+    def params(
+        self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> CFGParams:
+        if isinstance(self.scale, tuple):
+            return per_image([CFGParams(torch.tensor(s, dtype=dtype, device=device)) for s in self.scale], batch)
+        return CFGParams(torch.tensor(self.scale, dtype=dtype, device=device))
+
+    def init(self, x: Tensor) -> NoState:
+        return NoState()
+
+    def __call__(self, rows: Contrast, state: NoState, i: Tensor | int, params: CFGParams) -> tuple[Tensor, NoState]:
+        return rows.uncond + (rows.text - rows.uncond) * params.scale, state  # Eq. 3
