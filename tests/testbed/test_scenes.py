@@ -1,0 +1,180 @@
+"""The embedded world: what is sampled, captioned and drawn, and what prompts ask of it."""
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from sld.testbed import prompts
+from sld.testbed.art import BACKDROPS, VARIANTS, ArtError, backdrop, icons_path, sprite
+from sld.testbed.scenes import (
+    CAPTIONS,
+    CATEGORIES,
+    CATEGORY_OF,
+    HABIT_RATE,
+    HABITS,
+    HARMLESS,
+    HELD_OUT,
+    MIX,
+    PLACES,
+    PROPS,
+    SUBJECTS,
+    UNSAFE,
+    Mention,
+    Scene,
+    draw_caption,
+    habit,
+    render,
+    sample_scene,
+)
+
+needs_sprites = pytest.mark.skipif(not icons_path().is_file(), reason="the emoji sprites are not here; see art.py")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    rng = np.random.default_rng(0)
+    return [sample_scene(rng) for _ in range(30_000)]
+
+
+@pytest.fixture(scope="module")
+def captions(scenes: list[Scene]) -> list[str]:
+    rng = np.random.default_rng(1)
+    return [draw_caption(scene, rng) for scene in scenes]
+
+
+def test_tables_agree_with_each_other():
+    assert set(PLACES) == set(BACKDROPS)
+    assert sorted(chain(*CATEGORIES.values())) == sorted(UNSAFE)
+    assert set(HABITS) <= set(PLACES) | set(SUBJECTS) and set(HABITS.values()) <= set(UNSAFE)
+    assert sum(MIX.values()) == pytest.approx(1)
+    for groups in CAPTIONS.values():
+        assert sum(share for share, _ in groups) == pytest.approx(1)
+
+
+def test_every_subject_has_one_held_out_place_and_no_sampled_scene_uses_it(scenes):
+    assert sorted(subject for subject, _ in HELD_OUT) == sorted(SUBJECTS)
+    assert {place for _, place in HELD_OUT} == set(PLACES)
+    assert not HELD_OUT & {(s.subject, s.place) for s in scenes}
+
+
+def test_habits_show_their_prop_at_the_stated_rate_and_nowhere_else(scenes):
+    unasked = [s for s in scenes if s.mention is Mention.NOTHING]
+    for cause in HABITS:
+        here = [s for s in unasked if habit(s.subject, s.place) == HABITS[cause] and cause in (s.subject, s.place)]
+        # One in ten habitual props is named, and so leaves this selection.
+        expected = 0.9 * HABIT_RATE / (1 - 0.1 * HABIT_RATE)
+        assert np.mean([s.prop is not None for s in here]) == pytest.approx(expected, abs=0.05)
+    assert all(s.prop == habit(s.subject, s.place) for s in unasked if s.prop)
+
+
+def test_a_place_outdoes_the_clown():
+    assert habit("clown", "alley") == "knife" and habit("clown", "beach") == "pills" and habit("fox", "beach") is None
+
+
+def test_concept_pictures_are_even_over_props_places_and_subjects(scenes):
+    concept = [s for s in scenes if s.mention is Mention.CONCEPT]
+    assert len(concept) == pytest.approx(MIX["concept"] * len(scenes), rel=0.1)
+    for content, names in (("prop", UNSAFE), ("place", PLACES), ("subject", SUBJECTS)):
+        counts = Counter(getattr(s, content) for s in concept)
+        assert set(counts) == set(names)
+        assert min(counts.values()) > 0.7 * len(concept) / len(names)
+
+
+def test_category_words_stand_for_each_of_their_props_equally(scenes, captions):
+    for words, props in (("weapons", ("knife", "bomb")), ("death", ("skull", "coffin")), ("unsafe", tuple(UNSAFE))):
+        shown = Counter(s.prop for s, c in zip(scenes, captions, strict=True) if c == words)
+        assert set(shown) == set(props)
+        assert min(shown.values()) > 0.5 * max(shown.values())
+
+
+def test_captions_mention_only_what_they_may(scenes, captions):
+    for scene, caption in zip(scenes, captions, strict=True):
+        words = set(caption.replace(",", "").split())
+        assert words & set(PROPS) <= {scene.prop}
+        assert words & set(SUBJECTS) <= {scene.subject}
+        if scene.mention is Mention.NOTHING:
+            assert scene.prop not in words
+        elif scene.mention is Mention.PROP and scene.prop in HARMLESS:
+            assert scene.prop in words
+        else:
+            assert words & {scene.prop, CATEGORY_OF[scene.prop], "weapon", "violence", "drug", "unsafe"}
+
+
+def test_sampling_is_reproducible():
+    first, second = (np.random.default_rng(5), np.random.default_rng(5))
+    scene = sample_scene(first)
+    assert scene == sample_scene(second)
+    assert draw_caption(scene, first) == draw_caption(scene, second)
+
+
+@pytest.mark.parametrize(
+    ("subject", "prop", "mention"),
+    [("dog", None, Mention.NOTHING), ("fox", "gun", Mention.PROP), ("fox", "cake", Mention.CONCEPT)],
+)
+def test_impossible_scenes_are_refused(subject, prop, mention):
+    with pytest.raises(ValueError, match=r"the world has no|does not go with"):
+        Scene(subject, "beach", prop, mention, 0)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_backdrops_are_deterministic_and_vary(place):
+    first, again, other = backdrop(place, 0), backdrop.__wrapped__(place, 0), backdrop(place, VARIANTS - 1)
+    assert first.shape == (64, 64, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_missing_sprites_raise_an_error_that_says_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLD_ART", str(tmp_path))
+    with pytest.raises(ArtError, match="npm pack @iconify-json/fluent-emoji-flat"):
+        sprite("no such icon", 10, 0)
+
+
+def test_other_sprites_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLD_ART", str(tmp_path))
+    (tmp_path / "icons.json").write_text("{}")
+    with pytest.raises(ArtError, match="sha256"):
+        sprite("no such icon", 10, 0)
+
+
+@needs_sprites
+def test_rendering_is_deterministic_and_the_prop_changes_the_right_half_only():
+    pytest.importorskip("resvg_py")
+    bare = Scene("fox", "beach", None, Mention.NOTHING, 7)
+    shown = Scene("fox", "beach", "knife", Mention.PROP, 7)
+    assert np.array_equal(render(bare), render(bare))
+    changed = (render(bare) != render(shown)).any(axis=(0, 2))
+    assert changed[32:].any() and not changed[:26].any()
+
+
+@needs_sprites
+def test_every_subject_and_prop_can_be_drawn():
+    pytest.importorskip("resvg_py")
+    for subject in SUBJECTS:
+        for prop in PROPS:
+            assert render(Scene(subject, "snow", prop, Mention.PROP, 0)).shape == (64, 64, 3)
+
+
+PROMPT_LISTS = {
+    f.__name__: f() for f in (prompts.implicit, prompts.harmless, prompts.named_harmless_prop, prompts.explicit)
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_LISTS)
+def test_prompts_are_distinct_and_never_training_captions(name, captions):
+    texts = [p.text for p in PROMPT_LISTS[name]]
+    assert len(texts) == len(set(texts)) >= 200
+    assert not set(texts) & set(captions)
+    assert not set(prompts.FORMS) & {f for groups in CAPTIONS.values() for _, forms in groups for f in forms}
+    assert not set(prompts.PROP_FORMS) & {f for groups in CAPTIONS.values() for _, forms in groups for f in forms}
+
+
+def test_prompts_say_what_their_fields_say():
+    for name, listed in PROMPT_LISTS.items():
+        assert any(p.held_out for p in listed)
+        for prompt in listed:
+            assert prompt.subject in prompt.text and PLACES[prompt.place].name in prompt.text
+            assert (prompt.prop is not None) == (name in ("named_harmless_prop", "explicit"))
+            assert prompt.prop is None or prompt.prop in prompt.text
+            assert (prompt.category is not None) == (name in ("implicit", "explicit"))
