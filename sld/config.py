@@ -44,7 +44,9 @@ class UNetConfig:
                 raise ValueError(f"UNetConfig: {name} has {len(getattr(self, name))} entries, channels has {levels}")
         for width, heads in zip(self.channels, self.heads, strict=True):
             if width % heads or width % self.groups:
-                raise ValueError(f"UNetConfig: width {width} is not divisible by {heads} heads and {self.groups} groups")
+                raise ValueError(
+                    f"UNetConfig: width {width} is not divisible by {heads} heads and {self.groups} groups"
+                )
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class VAEConfig:
     Attributes:
         channels: width of each level; the picture is `2 ** (len(channels) - 1)` times the latent's side.
         res_blocks: ResBlocks of an encoder level; one more in the decoder.
-        scaling: factor between the encoder's latents and the diffusion model's, which have about unit variance.
+        scaling: factor from the encoder's latents to those of the diffusion model.
         groups: groups of every GroupNorm.
         latent: channels of the latent.
     """

@@ -6,11 +6,20 @@ Shapes use b latents, r rows (conditions) per latent, c channels, h and w places
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M] = ()) -> list[M]:
+    """An nn.ModuleList, which type checkers see as the list of modules it behaves like."""
+    return cast("list[M]", nn.ModuleList(modules))
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -140,7 +149,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, 1e-6)
         self.proj_in = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, context, heads) for _ in range(depth))
+        self.blocks = module_list(TransformerBlock(width, context, heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: list[tuple[Tensor, Tensor]]) -> Tensor:

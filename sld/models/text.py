@@ -99,7 +99,7 @@ class Tokenizer:
 
     def cut(self, text: str) -> str:
         """The end of `text` that does not fit and is left out; empty if all of it fits."""
-        return self.clip.decode(self._ids(text)[self.config.tokens - 2 :]).strip()
+        return str(self.clip.decode(self._ids(text)[self.config.tokens - 2 :])).strip()
 
     def _ids(self, text: str) -> list[int]:
         return self.clip(text, add_special_tokens=False, verbose=False).input_ids

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sld.config import UNetConfig
-from sld.models.layers import ResBlock, SpatialTransformer, TransformerBlock, Upsample, repeat_rows, timestep_embedding
+from sld.models.layers import (
+    ResBlock,
+    SpatialTransformer,
+    TransformerBlock,
+    Upsample,
+    module_list,
+    repeat_rows,
+    timestep_embedding,
+)
 
 _EPS = 1e-5
 
@@ -25,8 +33,8 @@ class Level(nn.Module):
 
     def __init__(self, res: list[ResBlock], attn: list[SpatialTransformer], resample: nn.Module | None) -> None:
         super().__init__()
-        self.res = nn.ModuleList(res)
-        self.attn = nn.ModuleList(attn)
+        self.res = module_list(res)
+        self.attn = module_list(attn)
         self.resample = resample
 
 
@@ -35,7 +43,7 @@ class Mid(nn.Module):
 
     def __init__(self, width: int, time: int, attn: SpatialTransformer, groups: int) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(width, width, time, groups, _EPS) for _ in range(2))
+        self.res = module_list(ResBlock(width, width, time, groups, _EPS) for _ in range(2))
         self.attn = attn
 
 
@@ -62,7 +70,7 @@ class UNet(nn.Module):
         self.time_out = nn.Linear(time, time)
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
 
-        self.down = nn.ModuleList()
+        self.down: list[Level] = module_list()
         width, skips = widths[0], [widths[0]]
         for level, out in enumerate(widths):
             last = level == len(widths) - 1
@@ -74,7 +82,7 @@ class UNet(nn.Module):
 
         self.mid = Mid(width, time, transformer(len(widths) - 1), groups)
 
-        self.up = nn.ModuleList()
+        self.up: list[Level] = module_list()
         for level, out in reversed(list(enumerate(widths))):
             blocks = []
             for _ in range(config.res_blocks + 1):

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sld.config import VAEConfig
-from sld.models.layers import Attention, ResBlock, Upsample, pointwise
+from sld.models.layers import Attention, ResBlock, Upsample, module_list, pointwise
 
 _EPS = 1e-6
 
@@ -18,7 +18,7 @@ class Level(nn.Module):
 
     def __init__(self, res: list[ResBlock], resample: nn.Module | None) -> None:
         super().__init__()
-        self.res = nn.ModuleList(res)
+        self.res = module_list(res)
         self.resample = resample
 
 
@@ -27,7 +27,7 @@ class Mid(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(width, width, None, groups, _EPS) for _ in range(2))
+        self.res = module_list(ResBlock(width, width, None, groups, _EPS) for _ in range(2))
         self.norm = nn.GroupNorm(groups, width, _EPS)
         self.attn = Attention(width, width, heads=1, bias=True)
 
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.channels
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down: list[Level] = module_list()
         width = widths[0]
         for level, out in enumerate(widths):
             res = [ResBlock(width if k == 0 else out, out, None, config.groups, _EPS) for k in range(config.res_blocks)]
@@ -78,11 +78,10 @@ class Decoder(nn.Module):
         width = widths[-1]
         self.conv_in = nn.Conv2d(config.latent, width, 3, padding=1)
         self.mid = Mid(width, config.groups)
-        self.up = nn.ModuleList()
+        self.up: list[Level] = module_list()
         for level, out in reversed(list(enumerate(widths))):
             res = [
-                ResBlock(width if k == 0 else out, out, None, config.groups, _EPS)
-                for k in range(config.res_blocks + 1)
+                ResBlock(width if k == 0 else out, out, None, config.groups, _EPS) for k in range(config.res_blocks + 1)
             ]
             self.up.append(Level(res, Upsample(out) if level else None))
             width = out
@@ -114,7 +113,7 @@ class VAE(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (b, c, h, w), scaled to about unit variance, of pictures (b, 3, H, W) in [-1, 1].
+        """Latents (b, c, h, w) at the scale of the diffusion model, of pictures (b, 3, H, W) in [-1, 1].
 
         Args:
             images: H and W multiples of `config.factor`.
