@@ -1,0 +1,85 @@
+"""DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sld.samplers.base import Sampler, map_columns
+from sld.samplers.schedule import Level, Schedule, leading, linspace, require_steps, trailing, x0_of
+
+
+class Coefficients(NamedTuple):
+    """One row per evaluation: the level of x, how far x0 is extrapolated, and the weights of x and of the result."""
+
+    a: Level
+    extrapolation: Tensor
+    x_scale: Tensor
+    gain: Tensor
+
+
+class DPMppState(NamedTuple):
+    """The clean latents that the last evaluation implied, (b, c, h, w)."""
+
+    x0: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DPMpp2M(Sampler[Coefficients, DPMppState]):
+    """Second-order multistep sampler that integrates x0 instead of eps; diffusers' "dpmsolver++", midpoint, order 2.
+
+    The first step has no history and the last ends at sigma = 0, where the step in log-SNR is infinite; both are of
+    first order, and the last returns x0 itself. diffusers does the same for its final_sigmas_type="zero".
+
+    Leading and linspace divide the schedule into one step more than they take, as diffusers does here and nowhere else,
+    so that their last timestep is not next to 0; linspace is rounded to whole timesteps.
+    """
+
+    @classmethod
+    def leading(cls, schedule: Schedule, steps: int) -> DPMpp2M:
+        """On the first `steps` of steps + 1 leading timesteps; ValueError where they do not fit the schedule."""
+        require_steps(steps, len(schedule) - 1)
+        return cls._at(schedule, leading(schedule, steps + 1)[:-1])
+
+    @classmethod
+    def trailing(cls, schedule: Schedule, steps: int) -> DPMpp2M:
+        """On `steps` trailing timesteps; ValueError where they do not fit the schedule."""
+        return cls._at(schedule, trailing(schedule, steps))
+
+    @classmethod
+    def linspace(cls, schedule: Schedule, steps: int) -> DPMpp2M:
+        """On the first `steps` of steps + 1 linspace timesteps; ValueError where they do not fit the schedule."""
+        require_steps(steps, len(schedule) - 1)
+        return cls._at(schedule, tuple(round(t) for t in linspace(schedule, steps + 1)[:-1]))
+
+    @classmethod
+    def _at(cls, schedule: Schedule, timesteps: Sequence[int]) -> DPMpp2M:
+        levels = Level.of(schedule.path_to_x0(timesteps))
+        log_snr = levels.signal.log() - levels.noise.log()
+        h = log_snr.diff()
+        # 1 / (2 r), with r the last step's h over this one's
+        extrapolation = h[1:-1] / h[:-2] / 2 if len(h) > 1 else h[:0]
+        zero = torch.zeros_like(h[:1])
+        exact = Coefficients(
+            a=Level._make(part[:-1] for part in levels),
+            extrapolation=torch.cat([zero, extrapolation, zero])[: len(h)],
+            x_scale=levels.noise[1:] / levels.noise[:-1],
+            gain=-levels.signal[1:] * torch.expm1(-h),
+        )
+        return cls(tuple(timesteps), map_columns(exact, lambda column: column.to(schedule.alpha_bar.dtype)))
+
+    def init(self, x: Tensor) -> DPMppState:
+        return DPMppState(torch.zeros_like(x))
+
+    def step(
+        self, i: Tensor | int, x: Tensor, eps: Tensor, state: DPMppState, noise: Tensor | None = None
+    ) -> tuple[Tensor, DPMppState]:
+        row = self.row(i)
+        x0 = x0_of(x, eps, row.a)
+        D = x0 + row.extrapolation * (x0 - state.x0)  # Algorithm 2
+        return row.x_scale * x + row.gain * D, DPMppState(x0)  # Algorithm 2

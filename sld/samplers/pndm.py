@@ -1,0 +1,101 @@
+"""PNDM's pseudo linear multistep method (Liu et al., arXiv 2202.09778), as Stable Diffusion runs it (PLMS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sld.samplers.base import Sampler
+from sld.samplers.schedule import Schedule, leading
+
+# Weights of e and of the three predictions before it, then a factor and a divisor. The first rows start the method with
+# what history there is, the second as the trapezoid of both ends of the first step. Factor and divisor both stay,
+# because diffusers multiplies by 1 / 24 where it divides by 2 and 12, and the last bits differ.
+_WEIGHTS = (
+    (1, 0, 0, 0, 1, 1),
+    (1, 1, 0, 0, 1, 2),
+    (3, -1, 0, 0, 1, 2),
+    (23, -16, 5, 0, 1, 12),
+    (55, -59, 37, -9, 1 / 24, 1),
+)
+
+
+class Coefficients(NamedTuple):
+    """One row per evaluation: whether it repeats the first step, the multistep combination, and the transfer."""
+
+    again: Tensor
+    w: Tensor
+    w1: Tensor
+    w2: Tensor
+    w3: Tensor
+    factor: Tensor
+    divisor: Tensor
+    x_scale: Tensor
+    gap: Tensor
+    e_divisor: Tensor
+
+
+class PNDMState(NamedTuple):
+    """Where the last step started, and the last three predictions, newest first; (b, c, h, w) each."""
+
+    x: Tensor
+    e1: Tensor
+    e2: Tensor
+    e3: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PNDM(Sampler[Coefficients, PNDMState]):
+    """Fourth-order multistep sampler; in float32 bit-equal to diffusers' PNDMScheduler with skip_prk_steps=True.
+
+    The first step is taken twice: its end is a second place to ask the network, and from the mean of both answers it is
+    taken again from its start. So 50 steps are 51 evaluations (1 step is 1), the second timestep is visited twice, and
+    whatever counts evaluations, as SLD's warm-up does, counts 51. The answer at the provisional end is not kept.
+
+    On checkpoints that predict v, the history holds eps. diffusers keeps a history of v and converts their combination
+    with the x of the last of them, which is another method.
+    """
+
+    @classmethod
+    def leading(cls, schedule: Schedule, steps: int) -> PNDM:
+        """On `steps` leading timesteps.
+
+        Raises:
+            ValueError: steps does not fit the schedule.
+        """
+        t = leading(schedule, steps)
+        timesteps = t[:2] + t[1:]
+        path = schedule.path(t)
+        order = torch.arange(len(timesteps), device=path.device)
+        start = (order - 1).clamp(min=0)
+        a, b = path[start], path[start + 1]
+        return cls(
+            timesteps,
+            Coefficients(
+                order == 1,
+                *torch.tensor(_WEIGHTS, dtype=path.dtype, device=path.device)[order.clamp(max=4)].unbind(1),
+                x_scale=(b / a) ** 0.5,
+                gap=b - a,
+                e_divisor=a * (1 - b) ** 0.5 + (a * (1 - a) * b) ** 0.5,
+            ),
+        )
+
+    def init(self, x: Tensor) -> PNDMState:
+        return PNDMState(*(torch.zeros_like(x) for _ in PNDMState._fields))
+
+    def step(
+        self, i: Tensor | int, x: Tensor, eps: Tensor, state: PNDMState, noise: Tensor | None = None
+    ) -> tuple[Tensor, PNDMState]:
+        row = self.row(i)
+        e = row.w * eps + row.w1 * state.e1 + row.w2 * state.e2 + row.w3 * state.e3  # Eq. 12
+        e = row.factor * e / row.divisor
+        start = torch.where(row.again, state.x, x)
+        history = (
+            torch.where(row.again, kept, shifted)
+            for kept, shifted in zip(state[1:], (eps, state.e1, state.e2), strict=True)
+        )
+        return row.x_scale * start - row.gap * e / row.e_divisor, PNDMState(start, *history)  # Eq. 9
