@@ -1,0 +1,112 @@
+"""From our networks to files: a single file with CompVis' names, or a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sld.checkpoints.examine import CONFIG_KEY, FOLDERS
+from sld.checkpoints.files import whole_or_nothing
+from sld.checkpoints.folders import write_configs
+from sld.checkpoints.load import load
+from sld.checkpoints.remap import CheckpointError
+from sld.checkpoints.tables import Format, Part, rules
+from sld.config import ModelConfig
+from sld.models.text import TextEncoder
+from sld.models.unet import UNet
+from sld.models.vae import VAE
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    format: Format,
+    dtype: torch.dtype | None = None,
+    config: ModelConfig | str | None = None,
+    use_ema: bool = False,
+) -> None:
+    """Rewrite a checkpoint in the other format, or in the same one without what it holds beside the model.
+
+    Args:
+        source: what `load` reads.
+        target: a .safetensors file or, for diffusers, a folder; it must not exist. It appears when it is complete.
+        format: "compvis" or "diffusers".
+        dtype: of the weights; None keeps each as stored, bit for bit.
+        config: which model the source is, where it does not say.
+        use_ema: take the averaged UNet of a CompVis file.
+
+    Raises:
+        CheckpointError: the source cannot be loaded, or the target exists.
+    """
+    parts = load(source, config, dtype, use_ema=use_ema)
+    if format == "compvis":
+        save_compvis(target, parts.config, parts.unet, parts.vae, parts.text)
+    else:
+        save_diffusers(target, parts.config, parts.unet, parts.vae, parts.text, tokenizer=parts.tokenizer_folder)
+
+
+def save_compvis(
+    path: str | Path, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, dtype: torch.dtype | None = None
+) -> None:
+    """Write a single .safetensors file with CompVis' names and the config in its metadata.
+
+    SD 2's text encoder is written as it is read, without OpenCLIP's last layer, which no reader of SD 2 computes.
+
+    Args:
+        dtype: of the weights; None keeps each as it is.
+
+    Raises:
+        CheckpointError: `path` exists, or does not end in .safetensors.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a single file is written as .safetensors")
+    tensors = _stored("unet", unet, "compvis", config, dtype)
+    tensors |= _stored("vae", vae, "compvis", config, dtype)
+    tensors |= _stored("text", text, "compvis", config, dtype)
+    with whole_or_nothing(path) as partial:
+        save_file(tensors, partial, {CONFIG_KEY: json.dumps(config.to_dict()), "format": "pt"})
+
+
+def save_diffusers(
+    path: str | Path,
+    config: ModelConfig,
+    unet: UNet,
+    vae: VAE,
+    text: TextEncoder,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Write a folder from which diffusers' and transformers' `from_pretrained` make the same networks.
+
+    Args:
+        dtype: of the weights; None keeps each as it is.
+        tokenizer: a folder to copy; without it diffusers loads the parts, but not the whole pipeline.
+
+    Raises:
+        CheckpointError: `path` exists.
+    """
+    models: dict[Part, nn.Module] = {"unet": unet, "vae": vae, "text": text}
+    with whole_or_nothing(Path(path)) as partial:
+        write_configs(partial, config)
+        for part, model in models.items():
+            folder, stems = FOLDERS[part]
+            tensors = _stored(part, model, "diffusers", config, dtype)
+            save_file(tensors, partial / folder / f"{stems[0]}.safetensors", {"format": "pt"})
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, partial / "tokenizer")
+
+
+def _stored(
+    part: Part, model: nn.Module, format: Format, config: ModelConfig, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The tensors of a part as they stand in a file."""
+    state = model.state_dict()
+    return {
+        rule.theirs[0]: rule.write(state).to("cpu", dtype).contiguous() for rule in rules(part, format, config, state)
+    }

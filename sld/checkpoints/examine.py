@@ -1,0 +1,232 @@
+"""What a checkpoint is and how it meets the model it claims to be, found without reading a single weight."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_weights
+from sld.checkpoints.folders import read_config
+from sld.checkpoints.remap import CheckpointError, Match, match
+from sld.checkpoints.tables import PARTS, Format, Part, leftovers, rules
+from sld.config import CONFIGS, SD15, SD21, ModelConfig
+from sld.models.text import TextEncoder
+from sld.models.unet import UNet
+from sld.models.vae import VAE
+
+Origin = Literal["user", "checkpoint", "shapes"]
+CONFIG_KEY = "sld.config"
+NAMES: dict[Part, str] = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder"}
+FOLDERS: dict[Part, tuple[str, tuple[str, ...]]] = {
+    "unet": ("unet", ("diffusion_pytorch_model",)),
+    "vae": ("vae", ("diffusion_pytorch_model",)),
+    "text": ("text_encoder", ("model", "pytorch_model")),
+}
+_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+_UNET = "model.diffusion_model."
+_CROSS_ATTENTION = _UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint beside the model it should fill.
+
+    Attributes:
+        path, format: what was opened, and how it is read.
+        config: the model, and `told_by` whom; SD 2's prediction type cannot be seen from shapes.
+        files: where each part's weights are; a part without is absent. A single file stands under every part.
+        models: the parts, on the meta device.
+        matches: how each part's file meets it.
+        unmatched: keys that belong to no part and no known leftover.
+        dropped: keys of known leftovers, by the leftover's name.
+        averaged: whether there is an averaged UNet beside the last one.
+    """
+
+    path: Path
+    format: Format
+    config: ModelConfig
+    told_by: Origin
+    files: Mapping[Part, WeightsFile]
+    models: Mapping[Part, nn.Module]
+    matches: Mapping[Part, Match]
+    unmatched: tuple[str, ...]
+    dropped: Mapping[str, tuple[str, ...]]
+    averaged: bool
+
+    def problems(self) -> list[str]:
+        """Every reason why this cannot be loaded, a line each; empty if it can."""
+        lines = []
+        for part in PARTS:
+            if part not in self.files:
+                folder, stems = FOLDERS[part]
+                expected = f"{stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])})"
+                lines.append(f"there are no weights of the {NAMES[part]}: expected {folder}/{expected}")
+            elif not self.matches[part].rules:
+                lines.append(f"the file holds no {NAMES[part]}: use a checkpoint that has all three parts")
+        found = {part: m for part, m in self.matches.items() if m.rules}
+        missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
+        differing = [
+            f"{part}.{key}  file {tuple(theirs)}  model {tuple(ours)}"
+            for part, m in found.items()
+            for key, theirs, ours in m.differing
+        ]
+        numberless = [key for m in found.values() for key in m.numberless]
+        for one, many, items in (
+            ("1 key of the file matches no rule", "{} keys of the file match no rule", self.unmatched),
+            ("1 parameter of the model is not in the file", "{} parameters of the model are not in the file", missing),
+            ("1 shape differs", "{} shapes differ", differing),
+            ("1 tensor is not floating point", "{} tensors are not floating point", numberless),
+        ):
+            if items:
+                count = (one if len(items) == 1 else many.format(len(items))) + ":"
+                more = [f"… and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+                lines.append(f"{count:<44} " + f"\n{'':<47}".join([*items[:_SHOWN], *more]))
+        return lines
+
+    def error(self) -> CheckpointError:
+        """All problems in one, with the likely cause."""
+        head = f"{self.path.name} does not match {self.config.name} read as '{self.format}'"
+        lines = [f"  {line}" for line in self.problems()]
+        return CheckpointError("\n".join([head, *lines, *(f"  {line}" for line in self._causes())]))
+
+    def _causes(self) -> Iterable[str]:
+        if self.format == "diffusers":
+            if self.told_by == "user":
+                yield "The folder's own config files say which model it is: try without config=."
+            return
+        tensors = self.files["unet"].tensors
+        if any(key.startswith("conditioner.") for key in tensors):
+            yield "The keys are those of an SDXL file; only Stable Diffusion 1 and 2 are read."
+        entry = tensors.get(_UNET + "input_blocks.0.0.weight")
+        if entry is not None and entry.ndim == 4 and entry.shape[1] != self.config.unet.latent:
+            yield f"The UNet takes {entry.shape[1]} channels: inpainting, depth and the like are not read."
+        likely = _recognize(tensors)
+        if likely is not None and likely.unet.context != self.config.unet.context:
+            suggestion = (
+                'SD 1 file: try config="sd15"' if likely == SD15 else 'SD 2 file: try config="sd21-base" or "sd21"'
+            )
+            yield f"The shapes suggest an {suggestion}."
+
+
+def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False) -> Checkpoint:
+    """Open a checkpoint and match it to its model.
+
+    Args:
+        path: a single file (CompVis' names) or a folder in diffusers' format.
+        config: which model it is, or the name of a published one. None takes it from the folder's config files, from
+            the metadata of a file that we wrote, or from the text width of an SD 1 or 2 file. SD 2 without a statement
+            is taken for "sd21" (768 pixels, v-prediction); its weights do not tell: say "sd21-base" for the 512-pixel
+            models, which predict eps.
+        use_ema: take a CompVis file's averaged UNet instead of the last one.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
+    """
+    path = Path(path)
+    files, format = _open(path)
+    config, told_by = _find_config(path, format, files) if config is None else (_resolve(config), "user")
+    with torch.device("meta"):
+        models: dict[Part, nn.Module] = {
+            "unet": UNet(config.unet),
+            "vae": VAE(config.vae),
+            "text": TextEncoder(config.text),
+        }
+    averaged = any(key.startswith("model_ema.diffusion_model") for file in files.values() for key in file.tensors)
+    if use_ema and not averaged:
+        raise CheckpointError(f"{path} holds no averaged UNet (keys that begin with 'model_ema.'): leave use_ema out")
+    parameters = {part: model.state_dict() for part, model in models.items()}
+    matches: dict[Part, Match] = {
+        part: match(rules(part, format, config, parameters[part], use_ema), file.tensors, parameters[part])
+        for part, file in files.items()
+    }
+    unmatched: list[str] = []
+    dropped: dict[str, list[str]] = {}
+    known = leftovers(format, config, use_ema)
+    for folder, file, used in _by_file(format, files, matches):
+        for key in (key for key in file.tensors if key not in used):
+            name = next((leftover.name for leftover in known if leftover.matches(key)), None)
+            (unmatched if name is None else dropped.setdefault(name, [])).append(folder + key)
+        if file.beside:
+            dropped.setdefault("state of the training, beside the weights", []).extend(file.beside)
+    return Checkpoint(
+        path=path,
+        format=format,
+        config=config,
+        told_by=told_by,
+        files=files,
+        models=models,
+        matches=matches,
+        unmatched=tuple(unmatched),
+        dropped={name: tuple(keys) for name, keys in dropped.items()},
+        averaged=averaged,
+    )
+
+
+def _by_file(
+    format: Format, files: Mapping[Part, WeightsFile], matches: Mapping[Part, Match]
+) -> Iterable[tuple[str, WeightsFile, set[str]]]:
+    """Every file once, with what to put before its keys in messages and the keys that have a rule."""
+    if format == "compvis":
+        yield "", files["unet"], {key for found in matches.values() for key in found.rules}
+    else:
+        for part, file in files.items():
+            yield f"{FOLDERS[part][0]}/", file, set(matches[part].rules)
+
+
+def _open(path: Path) -> tuple[dict[Part, WeightsFile], Format]:
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    if not path.is_dir():
+        return dict.fromkeys(PARTS, open_weights(path)), "compvis"
+    files: dict[Part, WeightsFile] = {}
+    for part, (folder, stems) in FOLDERS.items():
+        candidates = (path / folder / (stem + ending) for ending in _ENDINGS for stem in stems)
+        if found := next((file for file in candidates if file.is_file()), None):
+            files[part] = open_weights(found)
+    if not files:
+        single = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in SAFETENSORS + PICKLES)[:_SHOWN])
+        hint = f"; to load a single file, give its path ({single})" if single else ""
+        raise CheckpointError(f"{path} is no diffusers folder: it has no weights in unet, vae and text_encoder{hint}")
+    return files, "diffusers"
+
+
+def _resolve(config: ModelConfig | str) -> ModelConfig:
+    if isinstance(config, ModelConfig):
+        return config
+    if config not in CONFIGS:
+        close = difflib.get_close_matches(config, CONFIGS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise CheckpointError(f"there is no model named {config!r}: {hint}there are {', '.join(CONFIGS)}")
+    return CONFIGS[config]
+
+
+def _find_config(path: Path, format: Format, files: Mapping[Part, WeightsFile]) -> tuple[ModelConfig, Origin]:
+    if format == "diffusers":
+        return read_config(path), "checkpoint"
+    file = files["unet"]
+    if CONFIG_KEY in file.metadata:
+        try:
+            return ModelConfig.from_dict(json.loads(file.metadata[CONFIG_KEY])), "checkpoint"
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} carries a config that is not one of ours ({error}): give config=") from None
+    if found := _recognize(file.tensors):
+        return found, "shapes"
+    kinds = sorted({key.split(".")[0] for key in file.tensors})
+    raise CheckpointError(
+        f"{path} is not recognized as Stable Diffusion 1 or 2: it has no {_CROSS_ATTENTION} of 768 or 1024 columns. "
+        f"Its keys begin with {', '.join(kinds[:_SHOWN]) or 'nothing'}. If it is a model of another size, give config="
+    )
+
+
+def _recognize(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
+    """The published model of this text width. Nothing else in the shapes differs between the versions."""
+    weight = tensors.get(_CROSS_ATTENTION)
+    return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])

@@ -1,0 +1,104 @@
+"""From a checkpoint to the networks, tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from sld.checkpoints.examine import Checkpoint, examine
+from sld.checkpoints.files import sha256
+from sld.checkpoints.tables import PARTS, Format, Part
+from sld.config import ModelConfig
+from sld.models.text import TextEncoder
+from sld.models.unet import UNet
+from sld.models.vae import VAE
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A loaded model: networks in eval mode whose parameters want no gradient, and where they came from.
+
+    Attributes:
+        config: what the model is.
+        tokenizer_folder: the tokenizer that lies in the diffusers folder, or as "tokenizer" beside the single file.
+        path: what was loaded.
+        format: how it was read.
+        files: the files that the weights are in.
+    """
+
+    config: ModelConfig
+    unet: UNet
+    vae: VAE
+    text: TextEncoder
+    tokenizer_folder: Path | None
+    path: Path
+    format: Format
+    files: tuple[Path, ...]
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every file, by its name below `path`; computed when first asked for, which takes seconds."""
+        root = self.path if self.path.is_dir() else self.path.parent
+        return {file.relative_to(root).as_posix(): sha256(file) for file in self.files}
+
+
+def load(
+    path: str | Path,
+    config: ModelConfig | str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
+    use_ema: bool = False,
+) -> Parts:
+    """Load a Stable Diffusion 1 or 2 checkpoint: a single file with CompVis' names, or a diffusers folder.
+
+    Every key of the checkpoint must fill a parameter or be a known leftover, and every parameter must be filled, in
+    its shape; nothing is loaded otherwise. Memory: the weights in the requested dtype and one tensor. Weights that
+    need no conversion stay mapped from the file: replace it by renaming, never by writing into it.
+
+    Args:
+        path: a .safetensors or .ckpt file, or a folder with unet, vae, text_encoder and scheduler.
+        config: which model it is; see `examine` for what None finds out by itself and what it cannot.
+        dtype: of all weights; None keeps each as stored.
+        device: where to put the weights.
+        use_ema: take the averaged UNet of a CompVis file instead of the last one.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, would run code, or does not match; names all mismatches.
+    """
+    checkpoint = examine(path, config, use_ema)
+    if checkpoint.problems():
+        raise checkpoint.error()
+    for part in PARTS:
+        _fill(checkpoint, part, dtype, torch.device(device))
+    models = checkpoint.models
+    return Parts(
+        checkpoint.config,
+        cast(UNet, models["unet"]),
+        cast(VAE, models["vae"]),
+        cast(TextEncoder, models["text"]),
+        _tokenizer_folder(checkpoint.path),
+        checkpoint.path,
+        checkpoint.format,
+        tuple(dict.fromkeys(file.path for file in checkpoint.files.values())),
+    )
+
+
+def _fill(checkpoint: Checkpoint, part: Part, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Give a model on the meta device its weights. The file is open no longer than that, which unmaps what was cast."""
+    read = checkpoint.files[part].reader()
+    state: dict[str, torch.Tensor] = {}
+    for key, rule in checkpoint.matches[part].rules.items():
+        for ours, value in rule.read(read(key)).items():
+            state[ours] = value.to(device, dtype)
+    model = checkpoint.models[part]
+    model.load_state_dict(state, strict=True, assign=True)
+    model.to(device).eval().requires_grad_(False)
+
+
+def _tokenizer_folder(path: Path) -> Path | None:
+    folder = (path if path.is_dir() else path.parent) / "tokenizer"
+    return folder if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")) else None

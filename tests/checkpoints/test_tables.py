@@ -1,0 +1,163 @@
+import pytest
+import torch
+from conftest import EXACT
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors.torch import load_file
+from tiny import TINY1, TINY2, compvis_tensors, modules
+from torch import nn
+from torch.testing import assert_close
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sld.checkpoints import save_diffusers
+from sld.checkpoints.tables import PARTS, leftovers, rules
+from sld.config import CONFIGS, MINI, SD15, SD21, ModelConfig
+from sld.models.text import TextEncoder
+from sld.models.unet import UNet
+from sld.models.vae import VAE
+
+# From the model cards' config.json files.
+DIFFUSERS_UNET = {
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+}
+DIFFUSERS_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+# From the state dicts of sd-v1-4.ckpt and v2-1_768-ema-pruned.ckpt: one of every kind, and the corners.
+COMPVIS_SHAPES = {
+    "sd15": {
+        "model.diffusion_model.time_embed.2.bias": (1280,),
+        "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "model.diffusion_model.input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.0.attn2.to_v.weight": (1280, 768),
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+        "model.diffusion_model.input_blocks.11.0.emb_layers.1.weight": (1280, 1280),
+        "model.diffusion_model.middle_block.1.norm.weight": (1280,),
+        "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.11.0.in_layers.2.weight": (320, 640, 3, 3),
+        "model.diffusion_model.out.2.weight": (4, 320, 3, 3),
+        "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+        "first_stage_model.encoder.mid.attn_1.proj_out.weight": (512, 512, 1, 1),
+        "first_stage_model.encoder.down.2.downsample.conv.weight": (512, 512, 3, 3),
+        "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+        "first_stage_model.decoder.up.3.upsample.conv.bias": (512,),
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": (77, 768),
+        "cond_stage_model.transformer.text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768),
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,),
+    },
+    "sd21": {
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320),
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight": (1280, 1024),
+        "cond_stage_model.model.positional_embedding": (77, 1024),
+        "cond_stage_model.model.token_embedding.weight": (49408, 1024),
+        "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight": (3072, 1024),
+        "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_bias": (3072,),
+        "cond_stage_model.model.transformer.resblocks.0.mlp.c_proj.weight": (1024, 4096),
+        "cond_stage_model.model.ln_final.bias": (1024,),
+    },
+}
+
+
+def meta_models(config: ModelConfig) -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {"unet": UNet(config.unet), "vae": VAE(config.vae), "text": TextEncoder(config.text)}
+
+
+def written(part: str, format: str, config: ModelConfig) -> dict[str, torch.Size]:
+    state = meta_models(config)[part].state_dict()
+    return {rule.theirs[0]: rule.write(state).shape for rule in rules(part, format, config, state)}
+
+
+@pytest.mark.parametrize("format", ["compvis", "diffusers"])
+@pytest.mark.parametrize("config", [*CONFIGS.values(), TINY1, TINY2], ids=lambda c: c.name)
+def test_every_parameter_has_one_rule_and_every_rule_another_key(config, format):
+    for part, model in meta_models(config).items():
+        found = rules(part, format, config, model.state_dict())
+        assert sorted(key for rule in found for key in rule.ours) == sorted(model.state_dict())
+        keys = [key for rule in found for key in rule.theirs]
+        assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("config", [SD15, SD21], ids=lambda c: c.name)
+def test_names_and_shapes_of_the_unet_are_diffusers_own(config):
+    with torch.device("meta"):
+        reference = UNet2DConditionModel(**DIFFUSERS_UNET[config.name])
+    ours = written("unet", "diffusers", config)
+    assert ours == {key: x.shape for key, x in reference.state_dict().items()}
+    assert len(ours) == 686
+
+
+def test_names_and_shapes_of_the_autoencoder_are_diffusers_own():
+    with torch.device("meta"):
+        reference = AutoencoderKL(**DIFFUSERS_VAE)
+    ours = written("vae", "diffusers", SD15)
+    assert ours == {key: x.shape for key, x in reference.state_dict().items()}
+    assert len(ours) == 248
+
+
+@pytest.mark.parametrize(("config", "count"), [(SD15, 686 + 248 + 196), (SD21, 686 + 248 + 280)], ids=["sd15", "sd21"])
+def test_compvis_names_and_shapes_are_those_of_the_published_files(config, count):
+    shapes = {key: shape for part in PARTS for key, shape in written(part, "compvis", config).items()}
+    assert {key: tuple(shapes[key]) for key in COMPVIS_SHAPES[config.name]} == COMPVIS_SHAPES[config.name]
+    assert len(shapes) == count
+
+
+@pytest.mark.parametrize("config", [SD15, SD21], ids=lambda c: c.name)
+def test_diffusers_converts_all_compvis_names_of_a_full_unet_to_the_names_we_give(config):
+    state = meta_models(config)["unet"].state_dict()
+    ours = {rule.theirs[0]: rule.ours for rule in rules("unet", "compvis", config, state)}
+    theirs = {rule.theirs[0]: rule.ours for rule in rules("unet", "diffusers", config, state)}
+    assert convert_ldm_unet_checkpoint(ours, {"layers_per_block": 2}) == theirs
+
+
+@pytest.mark.parametrize("config", [TINY1, TINY2, MINI], ids=lambda c: c.name)
+def test_diffusers_converts_our_single_file_to_the_tensors_of_our_folder(config, tmp_path):
+    single = compvis_tensors(config, tmp_path)
+    save_diffusers(tmp_path / "folder", config, *modules(config))
+
+    unet = convert_ldm_unet_checkpoint(dict(single), {"layers_per_block": config.unet.res_blocks})
+    assert_close(unet, load_file(tmp_path / "folder/unet/diffusion_pytorch_model.safetensors"), **EXACT)
+
+    levels = {"down_block_types": config.vae.channels, "up_block_types": config.vae.channels}
+    vae = convert_ldm_vae_checkpoint(dict(single), levels)
+    assert_close(vae, load_file(tmp_path / "folder/vae/diffusion_pytorch_model.safetensors"), **EXACT)
+
+
+def test_diffusers_converts_our_openclip_text_encoder_to_the_one_of_our_folder(tmp_path):
+    text = TINY2.text
+    single = compvis_tensors(TINY2, tmp_path)
+    save_diffusers(tmp_path / "folder", TINY2, *modules(TINY2))
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(hidden_size=text.width, num_hidden_layers=2, num_attention_heads=2))
+    converted = convert_open_clip_checkpoint(model, single)
+    stored = load_file(tmp_path / "folder/text_encoder/model.safetensors")
+    assert_close(converted, stored, **EXACT)
+
+
+def test_averaged_names_of_a_unet_differ_from_each_other_and_are_litemas():
+    state = meta_models(SD15)["unet"].state_dict()
+    keys = [rule.theirs[0] for rule in rules("unet", "compvis", SD15, state, use_ema=True)]
+    assert len(set(keys)) == 686
+    assert "model_ema.diffusion_modelinput_blocks101transformer_blocks0attn1to_qweight" not in keys
+    assert "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn1to_qweight" in keys
+    assert "model_ema.diffusion_modelout2bias" in keys
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+@pytest.mark.parametrize("format", ["compvis", "diffusers"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda c: c.name)
+def test_no_leftover_claims_a_key_that_has_a_rule(config, format, use_ema):
+    if use_ema and format == "diffusers":
+        return
+    for part, model in meta_models(config).items():
+        for rule in rules(part, format, config, model.state_dict(), use_ema):
+            assert not [known.name for known in leftovers(format, config, use_ema) if known.matches(rule.theirs[0])]
