@@ -1,0 +1,45 @@
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105) in plain PyTorch.
+
+`sld.load` gives a pipeline; everything else is in the modules. Names here are looked up on first use, so that
+`import sld` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sld.guidance import PRESETS, SafeLatentGuidance, SLDConfig
+    from sld.pipeline import Pipeline, load
+    from sld.request import Request
+    from sld.samplers import make_sampler
+    from sld.state import SampleState
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "PRESETS": "sld.guidance",
+    "Pipeline": "sld.pipeline",
+    "Request": "sld.request",
+    "SLDConfig": "sld.guidance",
+    "SafeLatentGuidance": "sld.guidance",
+    "SampleState": "sld.state",
+    "load": "sld.pipeline",
+    "make_sampler": "sld.samplers",
+}
+
+__all__ = [
+    "PRESETS",
+    "Pipeline",
+    "Request",
+    "SLDConfig",
+    "SafeLatentGuidance",
+    "SampleState",
+    "load",
+    "make_sampler",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sld' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,70 @@
+"""Pictures between the network's range, bytes and files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Pictures (b, 3, H, W) in [-1, 1], clipped and rounded half to even, as uint8 (b, H, W, 3)."""
+    unit = (images / 2 + 0.5).clamp(0, 1)
+    return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_uint8(pictures: np.ndarray) -> Tensor:
+    """Pictures uint8 (b, H, W, 3) as float32 (b, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Pictures (b, 3, H, W) in [-1, 1] as PIL images."""
+    return [Image.fromarray(picture) for picture in to_uint8(images)]
+
+
+def write(image: Image.Image, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a PNG, and beside it what made it as `path` with the ending .json. Each file appears whole or not at all.
+
+    The JSON comes first, so that no picture is ever without its sidecar.
+    """
+    if about is not None:
+        beside = path.with_suffix(".json.partial")
+        beside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, path.with_suffix(".json"))
+    beside = path.with_suffix(".png.partial")
+    image.save(beside, format="PNG")
+    os.replace(beside, path)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
+    """Pictures in a grid, a heading over each column and a label before each row.
+
+    Args:
+        rows: pictures of one size, as many in every row as there are columns.
+        columns: headings.
+        labels: one for each row.
+    """
+    scale = max(1, 192 // rows[0][0].width)  # small pictures are enlarged, or their headings would not fit
+    width, height = rows[0][0].width * scale, rows[0][0].height * scale
+    font = ImageFont.load_default(size=14)
+    gap, top = 6, 26
+    left = 12 + max(int(font.getlength(label)) for label in labels)
+    sheet = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for c, heading in enumerate(columns):
+        draw.text((left + c * (width + gap) + width // 2, top // 2), heading, "black", font, anchor="mm")
+    for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        y = top + r * (height + gap)
+        draw.text((6, y + height // 2), label, "black", font, anchor="lm")
+        for c, image in enumerate(row):
+            enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left + c * (width + gap), y))
+    return sheet

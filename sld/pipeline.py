@@ -1,0 +1,310 @@
+"""From prompts to pictures: encode, sample, decode. The only file that knows all the parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sld import checkpoints, images
+from sld.config import ModelConfig
+from sld.guidance import DEFAULT_CONCEPT, Guidance, SLDConfig, guidance_for
+from sld.models.text import TextEncoder, Tokenizer
+from sld.models.unet import TextKeys, UNet
+from sld.models.vae import VAE
+from sld.samplers import Sampler, Schedule, make_sampler
+from sld.state import SampleState
+from sld.testbed.scenes import CONCEPT as EMBEDDED_CONCEPT
+
+Space = Literal["raw", "eps"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A text-to-image model and everything that turns prompts into pictures with it.
+
+    Attributes:
+        config: what the parts are.
+        unet, vae, text: the networks, in eval mode; they may be in half precision.
+        tokenizer: the one the text encoder was trained with.
+        schedule: the noise schedule the model was trained on.
+        concept: the safety concept used where a call gives none.
+        source: the checkpoint that the networks were loaded from, if they were.
+        exact_batch: give an image the same bits in any batch. Convolution kernels treat a batch of one in their own
+            way, so a single image is then computed as two equal ones, of which one is kept.
+    """
+
+    config: ModelConfig
+    unet: UNet = field(repr=False)
+    vae: VAE = field(repr=False)
+    text: TextEncoder = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    schedule: Schedule = field(repr=False)
+    concept: str = DEFAULT_CONCEPT
+    source: checkpoints.Parts | None = field(default=None, repr=False)
+    exact_batch: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks and the latents are."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of the files the weights came from, by file name; recorded beside every picture."""
+        return {} if self.source is None else self.source.sha256
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        safety: str | SLDConfig = "medium",
+        guidance_scale: float | None = None,
+        sampler: str = "pndm",
+        steps: int = 50,
+        negative: str | Sequence[str] = "",
+        concept: str | Sequence[str] | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures for prompts, with everything by name; see `sample` for the arguments."""
+        *_, last = self.sample(
+            prompts,
+            seeds,
+            sampler=make_sampler(sampler, self.schedule, steps),
+            guidance=guidance_for(safety, guidance_scale),
+            negative=negative,
+            concept=concept,
+            size=size,
+        )
+        return images.to_pil(self.decode(last.x))
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        sampler: Sampler | None = None,
+        guidance: Guidance[Any, Any, Any] | None = None,
+        negative: str | Sequence[str] = "",
+        concept: str | Sequence[str] | None = None,
+        size: int | tuple[int, int] | None = None,
+        space: Space = "raw",
+        noise: Tensor | None = None,
+        state: SampleState | None = None,
+    ) -> Iterator[SampleState]:
+        """Sample a batch of b images. Every argument that may be given per image may be given once for all.
+
+        Args:
+            prompts: one, or one per image.
+            seeds: one, or one per image, in [0, 2**64). An image's noise is torch.randn((1, c, h, w)) of a CPU
+                generator with its seed, whatever the batch and the device, as in diffusers and the official code.
+            sampler: PNDM with 50 steps (51 evaluations) if None.
+            guidance: SLD's Medium if None.
+            negative: takes the place of the empty text; one, or one per image.
+            concept: the unsafe concept in words; one, or one per image; `self.concept` if None.
+            size: of the pictures in pixels, one number or (height, width), multiples of the autoencoder's factor (8 in
+                Stable Diffusion); the size the model was trained on if None.
+            space: for a model that predicts v: guide v itself, as the reference does ("raw"), or the eps it stands for
+                ("eps"). SLD's thresholds act on other numbers in the two.
+            noise: (b, c, h, w) to start from, for parity with references that draw it for a whole batch.
+            state: where to go on, from an earlier run with the same arguments.
+
+        Returns:
+            An iterator over the states: the one to start from, then one after each network evaluation. Leaving the
+            loop early stops the run.
+
+        Raises:
+            ValueError: an argument is out of range, or lengths do not match.
+        """
+        sampler = (sampler or make_sampler("pndm", self.schedule, 50)).to(self.device)
+        guidance = guidance or guidance_for("medium")
+        if space not in ("raw", "eps"):
+            raise ValueError(f"space must be 'raw' (guide what the network predicts) or 'eps'; got {space!r}")
+        concept = self.concept if concept is None else concept
+        batch = _batch_size(prompts=prompts, seeds=seeds, negative=negative, concept=concept)
+        if state is not None and len(state.x) != batch:
+            raise ValueError(f"the state to go on from holds {len(state.x)} images, the arguments describe {batch}")
+        generators = [torch.Generator().manual_seed(seed) for seed in _checked_seeds(_spread(seeds, batch))]
+        shape = (batch, self.config.unet.latent, *self._latent_size(size))
+        texts = {
+            "uncond": _spread(negative, batch),
+            "text": _spread(prompts, batch),
+            "safety": _spread(concept, batch),
+        }
+        keys = self._text_keys([text for condition in guidance.conditions for text in texts[condition]], batch)
+        if state is None:
+            if noise is None:
+                noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
+            elif noise.shape != shape:
+                raise ValueError(f"noise must have shape {shape}; got {tuple(noise.shape)}")
+            x = noise.to(self.device, copy=True)
+            state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(generators, sampler))
+        elif state.x.shape != shape:
+            raise ValueError(f"the state to go on from holds latents {tuple(state.x.shape)}, the size gives {shape}")
+        else:
+            for generator, random in zip(generators, state.random, strict=True):
+                if sampler.stochastic:
+                    generator.set_state(random.clone())  # it reads from the start of the storage
+        return self._run(state, sampler, guidance, keys, generators, space)
+
+    def _run(
+        self,
+        state: SampleState,
+        sampler: Sampler,
+        guidance: Guidance[Any, Any, Any],
+        keys: TextKeys,
+        generators: list[torch.Generator],
+        space: Space,
+    ) -> Iterator[SampleState]:
+        batch = len(state.x)
+        params = guidance.params(len(sampler.timesteps), batch, self.device)
+        timesteps = torch.tensor(sampler.timesteps, device=self.device)
+        yield state
+        for i in range(state.i, len(sampler.timesteps)):
+            with torch.no_grad():
+                t, x = timesteps[i], state.x
+                rows = guidance.rows._make(self._predict(x, t, keys).chunk(len(guidance.conditions)))
+                if space == "eps":
+                    rows = guidance.rows._make(self.schedule.to_eps(row, x, t) for row in rows)
+                guided, guidance_state = guidance(rows, state.guidance, i, params)
+                eps = guided if space == "eps" else self.schedule.to_eps(guided, x, t)
+                noise = _noise(x, generators) if sampler.stochastic else None
+                x, sampler_state = sampler.step(i, x, eps, state.sampler, noise)
+            state = SampleState(i + 1, x, guidance_state, sampler_state, _random(generators, sampler))
+            yield state
+
+    def _predict(self, x: Tensor, t: Tensor, keys: TextKeys) -> Tensor:
+        """Rows (r * b, c, h, w) of the network's prediction, condition by condition."""
+        if self._doubled(len(x)):
+            return self.unet(x.repeat(2, 1, 1, 1), t, keys)[::2]
+        return self.unet(x, t, keys)
+
+    def _doubled(self, batch: int) -> bool:
+        return self.exact_batch and batch == 1
+
+    @torch.no_grad()
+    def _text_keys(self, texts: list[str], batch: int) -> TextKeys:
+        """Keys and values of texts, in their order; each distinct text is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        for text in distinct:
+            if cut := self.tokenizer.cut(text):
+                warnings.warn(
+                    f"the text is longer than {self.config.text.tokens} tokens; its end is left out: {cut!r}",
+                    stacklevel=3,
+                )
+        features = self.text(self.tokenizer(distinct).to(self.device))
+        rows = features[[distinct.index(text) for text in texts]]
+        return self.unet.text_keys(rows.repeat_interleave(2, dim=0) if self._doubled(batch) else rows)
+
+    def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        size = self.config.size if size is None else size
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = self.config.vae.factor
+        for side in (height, width):
+            if not isinstance(side, int) or side <= 0 or side % factor:
+                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else self.config.size
+                raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {side} (try {near})")
+        return height // factor, width // factor
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w).
+
+        One by one: the same bits in any batch, and the memory of one picture.
+        """
+        return torch.cat([self.vae.decode(latent[None]) for latent in x])
+
+
+def load(
+    path: str | Path | None = None,
+    config: ModelConfig | str | None = None,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | None = None,
+    use_ema: bool = False,
+    exact_batch: bool = False,
+) -> Pipeline:
+    """A pipeline from a checkpoint.
+
+    Args:
+        path: a CompVis single file or a diffusers folder; None for the embedded model.
+        config: what the checkpoint is, or a name in `sld.config.CONFIGS`, where the file does not tell: SD 2's
+            weights, for example, do not say whether they predict eps or v.
+        dtype: of the networks' weights; None keeps that of the file. Latents are float32 always.
+        device: where everything runs.
+        tokenizer: a folder with vocab.json and merges.txt; None takes the checkpoint's own, or CLIP's from the hub or
+            its cache.
+        use_ema: take the averaged weights of a CompVis file that has them.
+        exact_batch: see `Pipeline`.
+
+    Raises:
+        CheckpointError: the file is not what it should be; says all that is wrong.
+        ValueError: there is no tokenizer; says how to get one.
+    """
+    parts = checkpoints.load(
+        embedded_checkpoint() if path is None else path, config, dtype=dtype, device=device, use_ema=use_ema
+    )
+    return Pipeline(
+        config=parts.config,
+        unet=parts.unet,
+        vae=parts.vae,
+        text=parts.text,
+        tokenizer=Tokenizer.load(tokenizer or parts.tokenizer_folder, parts.config.text),
+        schedule=Schedule.from_config(parts.config.schedule).to(device),
+        concept=EMBEDDED_CONCEPT if path is None else DEFAULT_CONCEPT,
+        source=parts,
+        exact_batch=exact_batch,
+    )
+
+
+def embedded_checkpoint() -> Path:
+    """The embedded model's file: inside the package where that was built, beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(
+        (path for folder in (package, package.parent) if (path := folder / "weights" / "mini.safetensors").exists()),
+        package.parent / "weights" / "mini.safetensors",
+    )
+
+
+def _batch_size(**arguments: str | int | Sequence[str] | Sequence[int]) -> int:
+    """The number of images that arguments given once or per image describe."""
+    lengths = {name: len(v) for name, v in arguments.items() if _per_image(v)}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        given = ", ".join(f"{n} {name}" for name, n in lengths.items())
+        raise ValueError(f"arguments given per image must be as many as there are images; got {given}")
+    return next(iter(lengths.values()), 1)
+
+
+def _per_image(value: T | Sequence[T]) -> TypeGuard[Sequence[T]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _spread(value: T | Sequence[T], batch: int) -> list[T]:
+    """One value per image, of an argument given once or per image."""
+    return list(value) if _per_image(value) else [value] * batch  # type: ignore[list-item]
+
+
+def _checked_seeds(seeds: list[int]) -> list[int]:
+    for seed in seeds:
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(f"a seed must be a whole number in [0, 2**64); got {seed!r}")
+    return seeds
+
+
+def _noise(x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    return torch.cat([torch.randn((1, *x.shape[1:]), generator=g) for g in generators]).to(x.device)
+
+
+def _random(generators: list[torch.Generator], sampler: Sampler) -> Tensor:
+    if not sampler.stochastic:
+        return torch.empty(len(generators), 0, dtype=torch.uint8)
+    return torch.stack([g.get_state() for g in generators])

@@ -1,0 +1,192 @@
+"""The command line, run as a user runs it: in a process of its own, on the embedded model."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sld.cli import main, parse_seeds
+
+PROMPT = "a fox in a dark alley"
+QUICK = ("--steps", "2", "--size", "32")
+
+
+def sld(*arguments, cwd=None):
+    return subprocess.run([sys.executable, "-m", "sld", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pictures")
+    run = sld("generate", PROMPT, "--safety", "strong", "--seeds", "0-3", "--out", out, "--compare", *QUICK)
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+def test_the_main_job_writes_a_picture_and_a_sidecar_for_each_seed_and_a_sheet(made):
+    pictures = [f"a-fox-in-a-dark-alley-strong-{seed}" for seed in range(4)]
+
+    assert {p.name for p in made.iterdir()} == {
+        *(f"{name}.{ending}" for name in pictures for ending in ("png", "json")),
+        "a-fox-in-a-dark-alley-compare.png",
+    }
+    assert pixels(made / f"{pictures[0]}.png").shape == (32, 32, 3)
+
+
+def test_a_sidecar_holds_all_that_made_the_picture(made):
+    sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-2.json").read_text())
+
+    assert sidecar["request"]["seed"] == 2
+    assert sidecar["request"]["guidance"] == {
+        "guidance_scale": 7.5,
+        "safety_scale": 2000,
+        "threshold": 0.025,
+        "momentum_scale": 0.5,
+        "momentum_beta": 0.7,
+        "warmup_steps": 7,
+        "warmup_fraction": None,
+    }
+    assert set(sidecar["request"]) >= {"prompt", "negative", "concept", "sampler", "spacing", "steps", "eta", "height"}
+    assert len(sidecar["sha256"]["mini.safetensors"]) == 64
+    assert set(sidecar["versions"]) == {"sld", "torch"}
+
+
+def test_a_sidecar_makes_the_same_picture_again(made, tmp_path):
+    name = "a-fox-in-a-dark-alley-strong-2"
+
+    run = sld("generate", "--again", made / f"{name}.json", "--out", tmp_path)
+
+    assert run.returncode == 0 and not run.stderr
+    (again,) = tmp_path.glob("*.png")
+    # alone and in a batch of four, kernels may round a little differently
+    assert np.abs(pixels(again).astype(int) - pixels(made / f"{name}.png")).max() <= 1
+
+
+def test_a_sidecar_of_other_weights_is_used_with_a_warning(made, tmp_path):
+    sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-0.json").read_text())
+    sidecar["sha256"] = {"mini.safetensors": "0" * 64}
+    (tmp_path / "other.json").write_text(json.dumps(sidecar))
+
+    run = sld("generate", "--again", tmp_path / "other.json", "--out", tmp_path)
+
+    assert run.returncode == 0 and "sha256 was" in run.stderr
+
+
+def test_show_prints_the_resolved_configuration_and_makes_nothing(tmp_path):
+    run = sld(
+        "generate", PROMPT, "--preset", "max", "--threshold", "0.5", "--warmup-fraction", "0.2", "--show", cwd=tmp_path
+    )
+
+    (request,) = json.loads(run.stdout)
+    assert request["guidance"]["threshold"] == 0.5
+    assert request["guidance"]["momentum_beta"] == 0.7
+    assert request["guidance"]["warmup_fraction"] == 0.2
+    assert request["concept"] == "weapons, drugs, alcohol, death"
+    assert not list(tmp_path.iterdir())
+
+
+def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\na robot, beach\n", encoding="utf-8")
+
+    run = sld(
+        "generate", "--prompts-file", tmp_path / "prompts.txt", "--safety", "off", "--out", tmp_path / "out", *QUICK
+    )
+
+    assert run.returncode == 0, run.stderr
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["0000-a-fox-in-a-dark-alley-off-0.png", "0001-empty-off-0.png", "0002-a-robot-beach-off-0.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PROMPT, "--safety", "stong"), "did you mean 'strong'"),
+        ((PROMPT, "--sampler", "pmdm"), "did you mean 'pndm'"),
+        ((PROMPT, "--steps", "-3"), "steps"),
+        ((PROMPT, "--steps", "many"), "invalid int"),
+        ((PROMPT, "--size", "30"), "multiples of 4; got 30"),
+        ((PROMPT, "--size", "wide"), "WIDTHxHEIGHT"),
+        ((PROMPT, "--seeds", str(2**64)), "seeds must be in"),
+        ((PROMPT, "--seeds", "x"), "seeds are numbers"),
+        ((PROMPT, "--threshold", "nan"), "threshold"),
+        ((PROMPT, "--dtype", "int8"), "dtype must be"),
+        ((PROMPT, "--space", "latent"), "space must be"),
+        ((PROMPT, "--batch-size", "0"), "--batch-size"),
+        ((PROMPT, "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
+        ((PROMPT, "--prompts-file", "nowhere.txt"), "nowhere.txt"),
+        ((PROMPT, "--out", "/dev/null/pictures"), "/dev/null"),
+        ((), "give what to show"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
+)
+def test_what_the_user_can_mend_is_one_clear_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", *arguments])
+
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_truncated_checkpoint_is_a_clear_error(tmp_path):
+    from sld.pipeline import embedded_checkpoint
+
+    (tmp_path / "short.safetensors").write_bytes(embedded_checkpoint().read_bytes()[:100_000])
+
+    for command in (("inspect",), ("generate", PROMPT, "--checkpoint")):
+        run = sld(*command, tmp_path / "short.safetensors", cwd=tmp_path)
+        assert run.returncode == 2 and "short.safetensors" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_inspect_says_what_the_embedded_model_is():
+    from sld.pipeline import embedded_checkpoint
+
+    run = sld("inspect", embedded_checkpoint())
+
+    assert run.returncode == 0
+    for word in ("compvis", "mini", "float16", "eps"):
+        assert word in run.stdout
+
+
+def test_convert_writes_a_diffusers_folder_that_makes_the_same_picture(made, tmp_path):
+    from sld.pipeline import embedded_checkpoint
+
+    run = sld("convert", embedded_checkpoint(), tmp_path / "folder")
+    assert run.returncode == 0, run.stderr
+    concept = "weapons, drugs, alcohol, death"
+    run = sld(
+        "generate", PROMPT, "--checkpoint", tmp_path / "folder", "--safety", "strong", "--seeds", "0-3",
+        "--concept", concept, "--out", tmp_path / "out", *QUICK,
+    )  # fmt: skip
+
+    assert run.returncode == 0, run.stderr
+    for path in (tmp_path / "out").glob("*.png"):
+        assert np.array_equal(pixels(path), pixels(made / path.name))
+
+
+def test_help_answers_in_under_a_second():
+    best = min(_seconds("--help") for _ in range(3))
+
+    assert best < 1.0
+
+
+def _seconds(*arguments):
+    start = time.perf_counter()
+    assert sld(*arguments).returncode == 0
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("7", [7]), ("0-3", [0, 1, 2, 3]), ("1, 5,8-9", [1, 5, 8, 9]), (str(2**64 - 1), [2**64 - 1])]
+)
+def test_seeds_are_numbers_and_ranges(text, seeds):
+    assert parse_seeds(text) == seeds

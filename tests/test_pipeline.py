@@ -1,0 +1,198 @@
+"""The pipeline on the embedded model: seeds, batches, resuming, per-image settings, bad input."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import NETWORK
+
+import sld
+from sld.guidance import MAX, OFF, STRONG, ClassifierFreeGuidance, SafeLatentGuidance, Unguided, guidance_for
+from sld.samplers import SAMPLERS, make_sampler
+from sld.state import SampleState
+
+PROMPT = "a fox in a dark alley"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return sld.load()
+
+
+def final(pipe, *args, **kwargs):
+    *_, state = pipe.sample(*args, **kwargs)
+    return state.x
+
+
+def short(pipe, name="ddim", steps=9):
+    return make_sampler(name, pipe.schedule, steps)
+
+
+def test_ten_lines_of_python_make_pictures(pipe):
+    pictures = pipe([PROMPT, "a robot at the beach"], seeds=[0, 1], safety="strong", steps=3)
+
+    assert [picture.size for picture in pictures] == [(64, 64), (64, 64)]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**63, 2**64 - 1])
+def test_a_seed_means_normal_noise_of_a_cpu_generator(pipe, seed):
+    first = next(iter(pipe.sample([PROMPT, PROMPT], [3, seed], sampler=short(pipe))))
+
+    expected = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(first.x[1:], expected)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_going_on_from_every_saved_step_gives_the_same_bits(pipe, name, tmp_path):
+    guidance = guidance_for("strong")
+    run = {"sampler": short(pipe, name), "guidance": guidance, "size": 32}
+    whole = list(pipe.sample(PROMPT, [5, 6], **run))
+    for state in whole[:-1]:
+        state.save(tmp_path / "state.safetensors", about={"prompt": PROMPT})
+        loaded, about = SampleState.load(tmp_path / "state.safetensors", guidance, run["sampler"])
+
+        assert about == {"prompt": PROMPT}
+        assert loaded.i == state.i
+        assert torch.equal(final(pipe, PROMPT, [5, 6], state=loaded, **run), whole[-1].x)
+
+
+def test_a_state_is_not_changed_by_the_steps_that_follow(pipe):
+    states = pipe.sample(PROMPT, sampler=short(pipe, "pndm"), guidance=guidance_for("max"), size=32)
+    seen = []
+    for state in states:
+        tensors = [state.x, *state.guidance, *state.sampler]
+        seen.append((tensors, [t.clone() for t in tensors]))
+
+    assert all(torch.equal(t, copy) for tensors, copies in seen for t, copy in zip(tensors, copies, strict=True))
+
+
+def test_runs_in_threads_share_nothing(pipe):
+    run = {"sampler": short(pipe, "pndm"), "guidance": guidance_for("strong"), "size": 32}
+    alone = [final(pipe, PROMPT, seed, **run) for seed in (0, 1)]
+    together = {}
+    threads = [
+        threading.Thread(target=lambda s=seed: together.update({s: final(pipe, PROMPT, s, **run)})) for seed in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all(torch.equal(together[seed], alone[seed]) for seed in (0, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_an_image_has_the_same_bits_in_any_batch(rows, threads):
+    """Batches of 1 to 11, one to three rows; latents and pictures.
+
+    Fails where a batch of one is not doubled (one row), where time features are computed per row, or where 1x1
+    convolutions are convolutions.
+    """
+    pipe = sld.load(exact_batch=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        guidance = {1: Unguided(), 2: ClassifierFreeGuidance(), 3: SafeLatentGuidance(MAX)}[rows]
+        prompts = [f"a {s} in a dark alley" for s in ("fox", "bear", "owl", "pig", "lion", "frog")] * 2
+        run = {"sampler": short(pipe, "ddim", 2), "guidance": guidance}
+        most = final(pipe, prompts[:11], list(range(11)), **run)
+        pictures = pipe.decode(most)
+        for batch in range(1, 11):
+            fewer = final(pipe, prompts[:batch], list(range(batch)), **run)
+            assert torch.equal(fewer, most[:batch])
+        assert torch.equal(pipe.decode(most[:1]), pictures[:1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_each_image_of_a_batch_may_have_its_own_preset(pipe):
+    mixed = SafeLatentGuidance((STRONG, OFF, MAX))
+    together = final(pipe, PROMPT, [1, 2, 3], sampler=short(pipe, steps=12), guidance=mixed)
+
+    for k, config in enumerate((STRONG, OFF, MAX)):
+        alone = final(pipe, PROMPT, [1, 2, 3], sampler=short(pipe, steps=12), guidance=SafeLatentGuidance(config))
+        assert torch.equal(together[k], alone[k])
+
+
+def test_the_negative_prompt_takes_the_place_of_the_empty_text(pipe):
+    # at scale 0 only the unconditional prediction is left
+    negative = final(pipe, PROMPT, negative="a knife", sampler=short(pipe), guidance=ClassifierFreeGuidance(0.0))
+    text = final(pipe, "a knife", sampler=short(pipe), guidance=Unguided())
+
+    torch.testing.assert_close(negative, text, **NETWORK)
+
+
+def test_the_concept_equal_to_the_prompt_leaves_plain_guidance_where_momentum_is_off(pipe):
+    weak = guidance_for("weak")
+    run = {"sampler": short(pipe, steps=20)}
+
+    guided = final(pipe, PROMPT, guidance=weak, concept=PROMPT, **run)
+
+    assert torch.equal(guided, final(pipe, PROMPT, guidance=SafeLatentGuidance(OFF), **run))
+
+
+def test_guidance_in_eps_space_differs_for_sld_but_not_for_cfg_on_a_model_that_predicts_v(pipe):
+    v = replace(pipe, schedule=replace(pipe.schedule, prediction="v"))
+    plain = [
+        final(v, PROMPT, sampler=short(pipe), guidance=ClassifierFreeGuidance(), space=s).double()
+        for s in ("raw", "eps")
+    ]
+    safe = [
+        final(v, PROMPT, sampler=short(pipe), guidance=guidance_for("max"), space=s).double() for s in ("raw", "eps")
+    ]
+
+    scale = plain[0].abs().mean()
+    assert (plain[0] - plain[1]).abs().mean() < 1e-3 * scale
+    assert (safe[0] - safe[1]).abs().mean() > 1e-2 * scale
+
+
+def test_a_text_that_is_too_long_is_cut_with_a_warning_that_names_the_rest(pipe):
+    with pytest.warns(UserWarning, match="left out: '.*beach'"):
+        next(iter(pipe.sample("a fox " * 20 + "at the beach", sampler=short(pipe))))
+
+
+def test_the_empty_prompt_is_a_prompt(pipe):
+    assert torch.isfinite(final(pipe, "", sampler=short(pipe))).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": -1}, "seed must be"),
+        ({"seeds": 2**64}, "seed must be"),
+        ({"seeds": 1.5}, "seed must be"),
+        ({"size": 30}, "multiples of 4; got 30"),
+        ({"size": (64, 0)}, "multiples of 4"),
+        ({"seeds": [0, 1, 2], "negative": ["a", "b"]}, "3 seeds, 2 negative"),
+        ({"seeds": []}, "as many as there are images"),
+        ({"space": "v"}, "space must be"),
+        ({"noise": torch.zeros(1, 4, 8, 8)}, "noise must have shape"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_computed(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.sample(PROMPT, **arguments)
+
+
+def test_a_state_of_another_run_is_refused(pipe, tmp_path):
+    first = next(iter(pipe.sample(PROMPT, [0, 1], sampler=short(pipe), guidance=guidance_for("weak"))))
+    with pytest.raises(ValueError, match="holds 2 images"):
+        pipe.sample(PROMPT, 0, sampler=short(pipe), state=first)
+    first.save(tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match=r"holds guidance\.nu"):
+        SampleState.load(tmp_path / "s.safetensors", ClassifierFreeGuidance(), short(pipe))
+    (tmp_path / "t.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a saved state"):
+        SampleState.load(tmp_path / "t.safetensors", ClassifierFreeGuidance(), short(pipe))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_in_half_precision_keep_latents_in_float32(dtype):
+    half = sld.load(dtype=dtype)
+
+    state = list(half.sample(PROMPT, sampler=short(half, steps=2), guidance=guidance_for("max"), size=32))[-1]
+
+    assert state.x.dtype == state.guidance.nu.dtype == torch.float32
+    assert torch.isfinite(half.decode(state.x)).all()
