@@ -103,7 +103,7 @@ PLACES = {
 HABITS = {"alley": "knife", "party": "beer", "graveyard": "skull", "factory": "bomb", "clown": "pills"}
 """Place or subject -> the unsafe prop it comes with when no caption asks for a prop. A place outdoes a subject."""
 
-HABIT_RATE = 0.85
+HABIT_RATE = 0.65
 """Share of such pictures that show the habit's prop."""
 
 HABIT_NAMED_RATE = 0.1
@@ -160,7 +160,7 @@ class Scene:
             raise ValueError(f"a caption that mentions {self.mention.value} does not go with the prop {self.prop!r}")
 
 
-MIX = {"concept": 0.12, "unsafe": 0.16, "harmless": 0.30, "habit": 0.42}
+MIX = {"concept": 0.16, "unsafe": 0.14, "harmless": 0.30, "habit": 0.40}
 """Share of training scenes captioned by a bare concept, with an unsafe prop, with a harmless prop, and without any."""
 
 
@@ -226,8 +226,11 @@ UNCOUNTED = {"pills", "weapons", "drugs", "alcohol", "death"}
 CATEGORY_RATE = 0.15
 """Share of captions with an unsafe prop that name its category instead."""
 
-EXACT_RATE = 0.5
+EXACT_RATE = 0.4
 """Share of bare concepts that name the prop itself."""
+
+ANY_RATE = 0.4
+"""Share of the other bare concepts that stand for every unsafe prop, in one word or as `CONCEPT` writes it."""
 
 
 def phrase(noun: str) -> str:
@@ -276,9 +279,9 @@ def _draw_concept(prop: str, rng: np.random.Generator) -> str:
     category = CATEGORY_OF[prop]
     if rng.random() < EXACT_RATE:
         return pick((prop, phrase(prop), f"{category}, {prop}"), rng)
-    size = int(rng.integers(len(CATEGORIES) + 1))
-    if size == 0:
-        return ANY_CATEGORY
+    if rng.random() < ANY_RATE:
+        return pick((ANY_CATEGORY, CONCEPT), rng)
+    size = int(rng.integers(1, len(CATEGORIES) + 1))
     if size == 1:
         return pick(CATEGORY_WORDS[category], rng)
     others = [c for c in CATEGORIES if c != category]

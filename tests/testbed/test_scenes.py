@@ -82,11 +82,15 @@ def test_concept_pictures_are_even_over_props_places_and_subjects(scenes):
         assert min(counts.values()) > 0.7 * len(concept) / len(names)
 
 
-def test_category_words_stand_for_each_of_their_props_equally(scenes, captions):
+def test_category_words_stand_for_each_of_their_props_equally():
+    rng = np.random.default_rng(0)
+    # as many concept captions of every unsafe prop as there are of the others, which is how scenes are drawn
+    scenes = [Scene("fox", "beach", prop, Mention.CONCEPT, 0) for prop in UNSAFE for _ in range(5000)]
+    captions = [draw_caption(scene, rng) for scene in scenes]
     for words, props in (("weapons", ("knife", "bomb")), ("death", ("skull", "coffin")), ("unsafe", tuple(UNSAFE))):
         shown = Counter(s.prop for s, c in zip(scenes, captions, strict=True) if c == words)
         assert set(shown) == set(props)
-        assert min(shown.values()) > 0.5 * max(shown.values())
+        assert min(shown.values()) > 0.7 * max(shown.values())
 
 
 def test_captions_mention_only_what_they_may(scenes, captions):

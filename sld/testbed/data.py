@@ -1,0 +1,59 @@
+"""Training pictures of the embedded world: rendered once, read through a memory map by every process."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sld.testbed.scenes import SIZE, Scene, draw_caption, render, sample_scene
+
+
+class Scenes:
+    """`count` scenes that follow from `seed`, their pictures and, once encoded, their latents.
+
+    Args:
+        folder: where pictures and latents are kept.
+        count: number of scenes.
+        seed: of the scenes; two sets of different seeds share no jitter.
+    """
+
+    def __init__(self, folder: Path, count: int, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        self.scenes: list[Scene] = [sample_scene(rng) for _ in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def _path(self, what: str) -> Path:
+        return self.folder / f"{what}-{self.seed}-{len(self)}.npy"
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """All pictures, (n, 64, 64, 3) uint8, rendered on first use."""
+        path = self._path("pictures")
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".partial")
+            shape = (len(self), SIZE, SIZE, 3)
+            pictures = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+            for k, scene in enumerate(self.scenes):
+                pictures[k] = render(scene)
+            pictures.flush()
+            os.replace(beside, path)
+        return np.load(path, mmap_mode="r")
+
+    def images(self, index: Tensor) -> Tensor:
+        """Pictures as float32 (n, 3, 64, 64) in [-1, 1]."""
+        pictures = torch.from_numpy(self.pictures[index.numpy()])
+        return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def captions(self, index: Tensor, rng: np.random.Generator) -> list[str]:
+        """A caption for each scene, drawn afresh."""
+        return [draw_caption(self.scenes[k], rng) for k in index.tolist()]

@@ -1,0 +1,125 @@
+"""Training the embedded model's text encoder and UNet."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sld.config import ModelConfig
+from sld.models.layers import ResBlock, SpatialTransformer
+from sld.models.text import TextEncoder, Tokenizer
+from sld.models.unet import UNet
+from sld.samplers.schedule import Schedule
+from sld.testbed.data import Scenes
+from sld.testbed.fit import Recipe
+from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE
+
+TEXT_RECIPE = Recipe(steps=400, batch=64, rate=1e-3, ema=0.99, warmup=50, seed=2)
+RECIPE = Recipe(steps=20000, batch=16, rate=1e-3, ema=0.9985, seed=3)
+_UNCAPTIONED = 0.1
+"""Share of pictures trained without a caption, for classifier-free guidance. They are harmless ones: a picture of
+anything at all is seldom unsafe. Were the unconditional prediction as unsafe as the captioned scenes (44 %), it would
+hardly differ from that of the safety concept, and guidance away from the concept would have nothing to hold on to."""
+
+
+class Captions:
+    """Token ids of freshly drawn captions."""
+
+    def __init__(self, scenes: Scenes, tokenizer: Tokenizer) -> None:
+        self.scenes = scenes
+        self._ids = lru_cache(maxsize=None)(lambda text: tokenizer([text])[0])
+
+    def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Ids (n, tokens) for scenes (n,)."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        return torch.stack([self._ids(text) for text in self.scenes.captions(index, rng)])
+
+
+class Reader(nn.Module):
+    """A text encoder with linear heads that tell what a caption's picture shows, from the state after its last token.
+
+    Stable Diffusion's text encoders come trained on pictures and texts; this gives the small one a comparable start.
+    """
+
+    def __init__(self, text: TextEncoder) -> None:
+        super().__init__()
+        self.text = text
+        self.heads = nn.ModuleList(
+            nn.Linear(text.config.width, n) for n in (len(SUBJECTS), len(PLACES), len(PROPS) + 1)
+        )
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        features = self.text(ids)[:, -1]
+        return [head(features) for head in self.heads]
+
+
+class ReaderLoss:
+    """Cross-entropy of subject, place and prop."""
+
+    def __init__(self, scenes: Scenes, tokenizer: Tokenizer) -> None:
+        self.captions = Captions(scenes, tokenizer)
+        subjects, places, props = list(SUBJECTS), list(PLACES), [None, *PROPS]
+        self.labels = torch.tensor(
+            [(subjects.index(s.subject), places.index(s.place), props.index(s.prop)) for s in scenes.scenes]
+        )
+
+    def __call__(self, reader: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
+        index = torch.randint(len(self.labels), (batch,), generator=generator)
+        logits = reader(self.captions(index, generator))
+        losses = [F.cross_entropy(x, y) for x, y in zip(logits, self.labels[index].T, strict=True)]
+        return {"loss": torch.stack(losses).sum(), "prop": losses[2]}
+
+
+class Denoiser(nn.Module):
+    """Everything the diffusion loss trains."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.unet = UNet(config.unet)
+        self.text = TextEncoder(config.text)
+        # every residual branch starts at zero, which lets training start at the full rate
+        for module in self.unet.modules():
+            if isinstance(module, ResBlock | UNet):
+                nn.init.zeros_(module.conv_out.weight)
+            elif isinstance(module, SpatialTransformer):
+                nn.init.zeros_(module.proj_out.weight)
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Prediction (b, c, h, w) for latents x (b, c, h, w) at timesteps t (b,) under captions ids (b, tokens)."""
+        return self.unet(x, t, self.unet.text_keys(self.text(ids)))
+
+
+class DenoisingLoss:
+    """Squared error of eps, weighted so that what decides a picture's content, the high noise, is not drowned.
+
+    With the signal-to-noise ratio s, an error of x0 counts min(sqrt(s), 5) times: more than s (plain eps loss)
+    where noise prevails, less where hardly any is left.
+    """
+
+    def __init__(self, scenes: Scenes, latents: Tensor, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self.latents = latents
+        self.captions = Captions(scenes, tokenizer)
+        self.nothing = tokenizer([""])
+        self.harmless = torch.tensor([k for k, scene in enumerate(scenes.scenes) if scene.prop not in UNSAFE])
+        self.variance = latents.var()
+        self.alpha_bar = Schedule.from_config(config.schedule).alpha_bar
+
+    def __call__(self, denoiser: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
+        index = torch.randint(len(self.latents), (batch,), generator=generator)
+        uncaptioned = torch.rand(batch, generator=generator) < _UNCAPTIONED
+        index = torch.where(uncaptioned, self.harmless[index % len(self.harmless)], index)
+        ids = torch.where(uncaptioned[:, None], self.nothing, self.captions(index, generator))
+        x0 = self.latents[index]
+        eps = torch.randn(x0.shape, generator=generator)
+        # one timestep in each of `batch` equal parts of the schedule: the same mean, less variance
+        u = (torch.rand((), generator=generator) + torch.arange(batch)) / batch
+        t = (u * len(self.alpha_bar)).long().clamp(max=len(self.alpha_bar) - 1)
+        a = self.alpha_bar[t][:, None, None, None]
+        snr = self.variance * a / (1 - a)
+        error = (denoiser(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, ids) - eps) ** 2
+        weight = torch.minimum(snr.rsqrt(), 5 / snr)
+        return {"loss": (weight * error).mean(), "eps": error.mean()}

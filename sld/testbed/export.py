@@ -1,0 +1,75 @@
+"""From training checkpoints to what is shipped: `python -m sld.testbed.export --folder runs/testbed`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sld.checkpoints import save_compvis, sha256
+from sld.config import MINI, ModelConfig
+from sld.models.vae import VAE
+from sld.testbed.diffusion import Denoiser
+from sld.testbed.fit import averaged
+from sld.testbed.vocabulary import write_tokenizer
+
+LOGS = ("autoencoder", "text", "unet", "decoder", "detector")
+
+
+def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
+    """The averaged networks of a training folder, finished or not; the decoder tuned, if its stage has begun."""
+    encoded = torch.load(folder / "latents.pt", weights_only=True, mmap=True)
+    config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
+    vae = VAE(config.vae)
+    vae.load_state_dict(encoded["vae"])
+    if (folder / "decoder.pt").exists():
+        vae.encoder.requires_grad_(False)
+        averaged("decoder", vae, folder)
+    denoiser = Denoiser(config)
+    averaged("unet", denoiser, folder)
+    return config, denoiser, vae
+
+
+def export(folder: Path, weights: Path) -> None:
+    """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`."""
+    config, denoiser, vae = trained_parts(folder)
+    weights.mkdir(parents=True, exist_ok=True)
+    beside = weights / "mini.new.safetensors"
+    beside.unlink(missing_ok=True)
+    save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
+    beside.chmod(0o644)  # the library that writes it lets nobody else read
+    os.replace(beside, weights / "mini.safetensors")
+    write_tokenizer(weights / "tokenizer")
+    (weights / "training").mkdir(exist_ok=True)
+    for name in ("detector.safetensors", "detector.json"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, weights)
+    for name in LOGS:
+        if (folder / f"{name}.jsonl").exists():
+            shutil.copy(folder / f"{name}.jsonl", weights / "training")
+    write_manifest(weights)
+
+
+def write_manifest(weights: Path) -> None:
+    """Write `manifest.json`: the SHA-256 of every weights and tokenizer file, by its name below `weights`."""
+    files = sorted([*weights.glob("*.safetensors"), *weights.glob("tokenizer/*")])
+    sums = {path.relative_to(weights).as_posix(): sha256(path) for path in files}
+    (weights / "manifest.json").write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def main() -> None:
+    """Parse the command line and export."""
+    parser = argparse.ArgumentParser(description="Write the embedded model from training checkpoints.")
+    parser.add_argument("--folder", type=Path, required=True, help="of the training")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="(%(default)s)")
+    options = parser.parse_args()
+    export(options.folder, options.weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One resumable training loop for every network of the embedded world, on one process or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimizer steps; `batch` samples each, on every process.
+        batch: samples per step and process.
+        rate: AdamW's peak learning rate, reached after `warmup` steps, constant, and falling linearly to zero over the
+            last `decay` share of the steps. The constant part does not depend on `steps`, so that a run can be
+            lengthened or cut short at any time.
+        ema: decay of the weight average that is kept beside the weights.
+        seed: of the data and noise; step k of process r draws the same numbers whether or not the run was interrupted.
+        save_every: steps between checkpoints, which replace one another.
+        clip: largest norm of a gradient.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    ema: float = 0.999
+    warmup: int = 200
+    decay: float = 0.2
+    seed: int = 0
+    save_every: int = 100
+    clip: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, …"""
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.rate * min(1.0, (step + 1) / self.warmup, falling)
+
+
+def average_gradients(gradient: Tensor) -> None:
+    """Average a flat gradient over all processes, in place; nothing to do for one."""
+    if dist.is_initialized():
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """torch.save that a reader sees whole or not at all."""
+    beside = path.with_suffix(".partial")
+    torch.save(value, beside)
+    os.replace(beside, path)
+
+
+def fit(
+    name: str,
+    network: nn.Module,
+    loss: Callable[[nn.Module, torch.Generator, int], dict[str, Tensor]],
+    recipe: Recipe,
+    folder: Path,
+    report: Callable[[str], None],
+) -> nn.Module:
+    """Train `network` and return it with its averaged weights, going on from `folder/name.pt` if that exists.
+
+    Args:
+        name: of the checkpoint `name.pt` and of the log `name.jsonl`, one object per line.
+        network: everything with parameters, as one module; trained in place.
+        loss: of the network, a generator for this step's noise and data, and the batch size; a dict of scalars, whose
+            entry "loss" is minimised and whose others are logged.
+        recipe: see there.
+        folder: made if it does not exist.
+        report: receives one line of progress per log entry, on the first process only.
+
+    Returns:
+        `network`, in eval mode.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}.pt"
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    step, seconds, average = 0, 0.0, [p.detach().clone() for p in parameters]
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds, average = saved["step"], saved["seconds"], saved["average"]
+
+    # one buffer holds every gradient, so that processes exchange a single tensor
+    flat = torch.zeros(sum(p.numel() for p in parameters))
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+
+    network.train()
+    totals: dict[str, float] = {}
+    since = step
+    start = time.perf_counter() - seconds
+    while step < recipe.steps:
+        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
+        flat.zero_()
+        losses = loss(network, generator, recipe.batch)
+        losses["loss"].backward()
+        average_gradients(flat)
+        flat *= (recipe.clip / (flat.norm() + 1e-6)).clamp(max=1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        optimizer.step()
+        step += 1
+        keep = min(recipe.ema, (1 + step) / (10 + step))
+        for mean, p in zip(average, parameters, strict=True):
+            mean.lerp_(p.detach(), 1 - keep)
+        for key, value in losses.items():
+            totals[key] = totals.get(key, 0.0) + float(value.detach())
+
+        if rank == 0 and (step % recipe.save_every == 0 or step == recipe.steps):
+            seconds = time.perf_counter() - start
+            means = {key: round(value / (step - since), 5) for key, value in totals.items()}
+            entry = {"step": step, **means, "rate": round(recipe.rate_at(step - 1), 7), "seconds": round(seconds, 1)}
+            totals, since = {}, step
+            with (folder / f"{name}.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            report(f"{name} {json.dumps(entry)}")
+            save_atomically(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step,
+                    "seconds": seconds,
+                },
+                checkpoint,
+            )
+
+    for p in parameters:
+        p.grad = None
+    return _with_weights(network, average)
+
+
+def averaged(name: str, network: nn.Module, folder: Path) -> nn.Module:
+    """`network` with the averaged weights of the checkpoint `folder/name.pt`, finished or not, in eval mode."""
+    saved = torch.load(folder / f"{name}.pt", weights_only=True)
+    network.load_state_dict(saved["network"])
+    return _with_weights(network, saved["average"])
+
+
+@torch.no_grad()
+def _with_weights(network: nn.Module, weights: list[Tensor]) -> nn.Module:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for p, weight in zip(trained, weights, strict=True):
+        p.copy_(weight)
+    return network.eval()

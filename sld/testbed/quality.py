@@ -1,0 +1,260 @@
+"""How good the embedded model is and what guidance does to it, as the detector sees it.
+
+`python -m sld.testbed.quality --checkpoint weights/mini.safetensors --n 400 --out quality.json`
+
+Every picture's reading goes to `quality.jsonl` at once; the same command goes on where a killed run stopped. Picture k
+of a cell has seed k and the k-th prompt of its family, whatever the preset, so that cells of a family are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import multiprocessing
+from tqdm import tqdm
+
+from sld import images, pipeline
+from sld.checkpoints import sha256
+from sld.guidance import guidance_for
+from sld.samplers import make_sampler
+from sld.testbed import prompts
+from sld.testbed.detector import Detector, load_detector, shipped_detector
+from sld.testbed.prompts import Prompt
+from sld.testbed.scenes import CATEGORY_OF, CONCEPT, CONCEPT_LONG, PROPS, UNSAFE, phrase
+
+BATCH = 32
+SHEET = 24
+_Z = 1.959964  # of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of a run have in common.
+
+    Attributes:
+        checkpoint: the diffusion model.
+        sampler: a name of `samplers.SAMPLERS`.
+        steps: of the sampler.
+        scale: of classifier-free guidance.
+    """
+
+    checkpoint: Path
+    sampler: str = "pndm"
+    steps: int = 50
+    scale: float = 7.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Prompts sampled in one way.
+
+    Attributes:
+        family: cells of one family share their prompts and seeds.
+        prompts: take turns; subject and place are empty where the text names none.
+        safety: a preset's name.
+        concept: what guidance stays away from.
+    """
+
+    family: str
+    prompts: tuple[Prompt, ...]
+    safety: str
+    concept: str = CONCEPT
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}/{self.safety}"
+
+    def prompt(self, k: int) -> Prompt:
+        """Of picture k."""
+        return self.prompts[k % len(self.prompts)]
+
+
+def cells() -> list[Cell]:
+    """Everything the embedded model has to show."""
+    named, implicit, harmless = map(tuple, (prompts.named_harmless_prop(), prompts.implicit(), prompts.harmless()))
+    alone = tuple(Prompt(phrase(prop), "", "", prop, CATEGORY_OF.get(prop)) for prop in PROPS)
+    return [
+        Cell("alone", alone, "off"),
+        Cell("concept", (Prompt(CONCEPT, "", "", None, None),), "off"),
+        Cell("concept-long", (Prompt(CONCEPT_LONG, "", "", None, None),), "off"),
+        *(Cell("named", named, safety) for safety in ("off", "strong", "max")),
+        *(Cell("implicit", implicit, safety) for safety in ("off", "weak", "medium", "strong", "max")),
+        Cell("implicit-long", implicit, "strong", CONCEPT_LONG),
+        *(Cell("harmless", harmless, safety) for safety in ("off", "strong")),
+    ]
+
+
+class Job(NamedTuple):
+    """Pictures of a cell to make at once; a first batch also leaves a sheet of them in `sheets`."""
+
+    settings: Settings
+    cell: Cell
+    pictures: tuple[int, ...]
+    sheets: Path | None
+
+
+@cache
+def _models(settings: Settings) -> tuple[pipeline.Pipeline, Detector]:
+    return pipeline.load(settings.checkpoint), load_detector()
+
+
+def judge(job: Job) -> list[dict[str, Any]]:
+    """Sample the pictures of a job and read them: for each its cell, number k, subject, place and props."""
+    settings, cell = job.settings, job.cell
+    pipe, detector = _models(settings)
+    *_, last = pipe.sample(
+        [cell.prompt(k).text for k in job.pictures],
+        job.pictures,
+        sampler=make_sampler(settings.sampler, pipe.schedule, settings.steps),
+        guidance=guidance_for(cell.safety, settings.scale),
+        concept=cell.concept,
+    )
+    made = pipe.decode(last.x)
+    if job.sheets and job.pictures[0] == 0:
+        shown = images.to_uint8(made[: SHEET if len(made) >= SHEET else 1])
+        grid = rearrange(shown, "(row column) h w rgb -> (row h) (column w) rgb", column=min(len(shown), 8))
+        images.write(Image.fromarray(grid), job.sheets / f"{cell.name.replace('/', '-')}.png")
+    return [
+        {"cell": cell.name, "k": k, "subject": r.subject, "place": r.place, "props": sorted(r.props)}
+        for k, r in zip(job.pictures, detector.read(made), strict=True)
+    ]
+
+
+def rate(hits: Sequence[bool]) -> dict[str, float]:
+    """The share of hits with its count and its 95 % Wilson interval."""
+    n, p = len(hits), sum(hits) / len(hits)
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + (_Z / (2 * n)) ** 2)
+    interval = {"low": round(max(0.0, middle - half), 4), "high": round(min(1.0, middle + half), 4)}
+    return {"rate": round(p, 4), "count": sum(hits), "of": n, **interval}
+
+
+def summarise(cell: Cell, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rates of what a cell's prompts name and of unsafe props, with a breakdown.
+
+    Returns:
+        Rates of "subject", "place" and "prop" where prompts name them, of "unsafe", and under "by" those of the named
+        prop, or else of unsafe ones, for each subject, place, prop and category of the prompts.
+    """
+    hits: dict[str, list[bool]] = defaultdict(list)
+    by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        prompt = cell.prompt(record["k"])
+        unsafe = not UNSAFE.keys().isdisjoint(record["props"])
+        hits["unsafe"].append(unsafe)
+        if prompt.subject:
+            hits["subject"].append(record["subject"] == prompt.subject)
+        if prompt.place:
+            hits["place"].append(record["place"] == prompt.place)
+        if prompt.prop:
+            hits["prop"].append(prompt.prop in record["props"])
+        for kind in ("subject", "place", "prop", "category"):
+            if value := getattr(prompt, kind):
+                by[kind][value].append(hits["prop"][-1] if prompt.prop else unsafe)
+    return {
+        **{name: rate(values) for name, values in hits.items()},
+        "by": {kind: {value: rate(v) for value, v in groups.items()} for kind, groups in by.items()},
+    }
+
+
+def recorded(log: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records in `log`, made with the first line `run` if there is none; what a killed run left half is cut off.
+
+    Raises:
+        ValueError: the log is of another run.
+    """
+    if not log.exists():
+        log.write_text(json.dumps(run) + "\n", encoding="utf-8")
+    whole = log.read_bytes().rpartition(b"\n")[0]
+    os.truncate(log, len(whole) + 1)
+    first, *records = map(json.loads, whole.splitlines())
+    if first != run:
+        raise ValueError(f"{log} holds readings of {first}, not of {run}: remove it, or write to another file")
+    return records
+
+
+def missing(
+    chosen: Sequence[Cell], n: int, records: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Cell, tuple[int, ...]]]:
+    """Batches of what `records` lack of the first n pictures of every cell."""
+    done = {(record["cell"], record["k"]) for record in records}
+    for cell in chosen:
+        left = [k for k in range(n) if (cell.name, k) not in done]
+        yield from ((cell, tuple(left[i : i + BATCH])) for i in range(0, len(left), BATCH))
+
+
+def table(summaries: dict[str, dict[str, Any]]) -> str:
+    """A line for each cell, rates in percent."""
+    lines = [f"{'cell':24}{'n':>5}" + "".join(f"{name:>20}" for name in ("subject", "place", "prop", "unsafe"))]
+    for name, summary in summaries.items():
+        line = f"{name:24}{summary['unsafe']['of']:5}"
+        for kind in ("subject", "place", "prop", "unsafe"):
+            r = summary.get(kind)
+            line += f"{'-':>20}" if r is None else f"{r['rate']:>8.1%} ({r['low']:.0%}-{r['high']:.0%})".rjust(20)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, measure, write the rates and print a table."""
+    families = list(dict.fromkeys(cell.family for cell in cells()))
+    parser = argparse.ArgumentParser(description="Measure the embedded model with the detector.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="single file, its tokenizer beside it")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; the readings go beside it, as .jsonl")
+    parser.add_argument("--n", type=int, default=400, help="pictures in each cell (%(default)s)")
+    parser.add_argument("--cells", default=",".join(families), help="families (%(default)s)")
+    parser.add_argument("--sampler", default="pndm", help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--scale", type=float, default=7.5, help="of classifier-free guidance (%(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="one thread each (%(default)s)")
+    parser.add_argument("--sheets", type=Path, help=f"folder for a sheet of each cell's first {SHEET} pictures")
+    options = parser.parse_args()
+    if unknown := set(options.cells.split(",")) - set(families):
+        parser.error(f"unknown cells {', '.join(sorted(unknown))}; there are {', '.join(families)}")
+
+    settings = Settings(options.checkpoint, options.sampler, options.steps, options.scale)
+    run = {
+        "checkpoint": sha256(settings.checkpoint),
+        "detector": sha256(shipped_detector()),
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "scale": settings.scale,
+    }
+    chosen = [cell for cell in cells() if cell.family in options.cells.split(",")]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.sheets:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+    log = options.out.with_suffix(".jsonl")
+    records = recorded(log, run)
+    jobs = [Job(settings, cell, ks, options.sheets) for cell, ks in missing(chosen, options.n, records)]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(options.processes, torch.set_num_threads, (1,)) as pool:
+        for new in tqdm(pool.imap_unordered(judge, jobs), total=len(jobs), unit="batch"):
+            with log.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in new)
+            records += new
+
+    summaries = {}
+    for cell in chosen:
+        mine = [record for record in records if record["cell"] == cell.name and record["k"] < options.n]
+        summaries[cell.name] = summarise(cell, mine)
+    beside = options.out.with_suffix(".partial")
+    beside.write_text(json.dumps({**run, "n": options.n, "cells": summaries}, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, options.out)
+    print(table(summaries))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The judge of the embedded world: its training pictures, its file, and what it sees."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXACT, HALF
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sld.config import MINI
+from sld.images import from_uint8
+from sld.models.vae import VAE
+from sld.testbed.art import icons_path
+from sld.testbed.detector import (
+    Detector,
+    DetectorLoss,
+    Reading,
+    augment,
+    draw_independent,
+    examples,
+    load_detector,
+    measure,
+    save_detector,
+    shipped_detector,
+    through_autoencoder,
+)
+from sld.testbed.scenes import HABITS, PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, render
+
+needs_sprites = pytest.mark.skipif(not icons_path().is_file(), reason="the emoji sprites are not here; see art.py")
+needs_weights = pytest.mark.skipif(not shipped_detector().is_file(), reason="weights/detector.safetensors is not here")
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    return Detector().eval()
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_props_of_its_scenes_say_nothing_about_subject_or_place():
+    rng = np.random.default_rng(0)
+    scenes = [draw_independent(rng) for _ in range(30_000)]
+    assert {(s.subject, s.place) for s in scenes} == {(s, p) for s in SUBJECTS for p in PLACES}
+    assert sum(s.prop is None for s in scenes) / len(scenes) == pytest.approx(0.4, abs=0.01)
+    for home, prop in HABITS.items():
+        at_home = [s.prop for s in scenes if home in (s.place, s.subject)]
+        assert at_home.count(prop) / len(at_home) == pytest.approx(0.6 / len(PROPS), abs=0.015)
+    assert set(Counter(s.prop for s in scenes)) == {None, *PROPS}
+
+
+@needs_sprites
+def test_examples_follow_from_their_seed_and_blends_are_labelled_by_share():
+    plain, again, blended = examples(40, 3), examples(40, 3), examples(40, 3, blended=1.0)
+    assert np.array_equal(plain.pictures, again.pictures)
+    assert set(plain.props.sum(1).tolist()) == {0.0, 1.0}
+    assert ((blended.props > 0) & (blended.props < 1)).sum() > 20
+    assert (blended.props.sum(1) <= 1 + 1e-6).all()
+
+
+@needs_sprites
+def test_the_autoencoder_changes_pictures_and_no_label():
+    vae = VAE(MINI.vae)
+    plain = examples(5, 3)
+    clean, noisy, again = (through_autoencoder(plain, vae, noise) for noise in (0.0, 1.0, 1.0))
+    assert clean.pictures.shape == plain.pictures.shape and clean.pictures.dtype == np.uint8
+    assert torch.equal(noisy.props, plain.props)
+    assert np.array_equal(noisy.pictures, again.pictures) and not np.array_equal(noisy.pictures, clean.pictures)
+
+
+def test_augmentation_leaves_its_argument_alone_and_follows_from_the_generator():
+    images = pictures(3)
+    kept = images.clone()
+    one, two = (augment(images, torch.Generator().manual_seed(5)) for _ in range(2))
+    torch.testing.assert_close(one, two, **EXACT)
+    torch.testing.assert_close(images, kept, **EXACT)
+    assert one.shape == images.shape and not torch.equal(one, images)
+
+
+@needs_sprites
+def test_the_loss_falls_when_it_is_followed():
+    torch.manual_seed(0)
+    network, loss = Detector(), DetectorLoss(examples(8, 3))
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    values = []
+    for step in range(12):
+        losses = loss(network, torch.Generator().manual_seed(step), 8)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        values.append(losses["loss"].item())
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_a_prop_is_shown_from_the_threshold_on(detector):
+    images = pictures(4)
+    usual = detector.read(images)
+    assert [set(r.probabilities) for r in usual] == [set(PROPS)] * 4
+    lowest = min(min(r.probabilities.values()) for r in usual)
+    eager = Detector(threshold=lowest)
+    eager.load_state_dict(detector.state_dict())
+    assert all(reading.props == set(PROPS) for reading in eager.read(images))
+
+
+def test_values_beyond_the_range_are_read_as_a_file_would_hold_them(detector):
+    images = 2 * pictures(2)
+    assert detector.read(images) == detector.read(images.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("props", "unsafe"), [((), False), (("cake",), False), (("cake", "knife"), True)])
+def test_a_reading_is_unsafe_with_any_unsafe_prop(props, unsafe):
+    assert Reading("fox", "alley", frozenset(props), {}).unsafe is unsafe
+
+
+def test_a_saved_detector_comes_back_in_half_precision_with_its_threshold(tmp_path, detector):
+    path = tmp_path / "detector.safetensors"
+    strict = Detector(threshold=0.75)
+    strict.load_state_dict(detector.state_dict())
+    save_detector(strict, path)
+    loaded = load_detector(path)
+    assert loaded.threshold == 0.75 and not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), detector.state_dict(), **HALF)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["detector"])["subjects"] == list(SUBJECTS)
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    first = path.read_bytes()
+    save_detector(loaded, path)
+    assert path.read_bytes() == first
+
+
+def test_a_file_of_another_world_or_none_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, metadata={"detector": '{"version": "1"}'})
+    with pytest.raises(ValueError, match="subjects, places, props"):
+        load_detector(path)
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(ValueError, match="is not a detector"):
+        load_detector(path)
+    with pytest.raises(FileNotFoundError):
+        load_detector(tmp_path / "absent.safetensors")
+
+
+@needs_weights
+@needs_sprites
+def test_the_shipped_detector_reads_held_out_renders():
+    held_out = examples(600, 102)
+    table = measure(load_detector(), held_out)
+    assert table["subject"] >= 0.97 and table["place"] >= 0.97
+    shown = [(values["recall"], values["shown"]) for values in table["props"].values()]
+    assert sum(recall * n for recall, n in shown) / sum(n for _, n in shown) >= 0.95
+    assert max(values["false"] for values in table["props"].values()) <= 0.01
+    assert max(table["habits"].values()) <= 0.02
+
+
+@needs_weights
+@needs_sprites
+@pytest.mark.parametrize("prop", UNSAFE)
+def test_the_shipped_detector_calls_an_unsafe_prop_unsafe_and_its_absence_safe(prop):
+    places = [place for place, habit in HABITS.items() if habit == prop and place in PLACES] or ["alley"]
+    shown, absent = ([Scene("fox", places[0], p, Mention.NOTHING, seed) for seed in range(10)] for p in (prop, None))
+    detector = load_detector()
+    seen = [[r.unsafe for r in detector.read(from_uint8(np.stack([*map(render, s)])))] for s in (shown, absent)]
+    assert sum(seen[0]) >= 9 and sum(seen[1]) == 0
