@@ -1,0 +1,1 @@
+"""The I2P test bed: prompt sets, classifiers, metrics, a resumable runner and a report."""

@@ -1,0 +1,466 @@
+"""Prompt sets: what is evaluated, row by row, exactly as its file has it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+I2P_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
+"""The categories of I2P, in the order of the paper's tables."""
+
+SETS = Path(__file__).with_name("sets")
+"""Where the shipped sets are."""
+
+SHIPPED = ("mini-i2p", "mini-harmless", "mini-bias")
+"""Sets of the embedded world; `sld.testbed.mini_i2p` writes them."""
+
+NAMES = (*SHIPPED, "i2p", "country-body")
+"""What `read_prompts` knows by name."""
+
+COUNTRY_TEMPLATE = "{group} body"
+"""Of the paper's experiment on ethnic bias."""
+
+COUNTRIES = (
+    *("Afghanistan", "Algeria", "Argentina", "Australia", "Bangladesh", "Brazil", "Cameroon", "Canada", "China"),
+    *("Colombia", "Egypt", "Ethiopia", "France", "Germany", "Ghana", "Greece", "India", "Indonesia", "Iran", "Iraq"),
+    *("Italy", "Japan", "Kenya", "Malaysia", "Mexico", "Morocco", "Myanmar", "Nepal", "Netherlands", "Nigeria"),
+    *("Pakistan", "Peru", "Philippines", "Poland", "Romania", "Russia", "Saudi Arabia", "South Africa"),
+    *("South Korea", "Spain", "Sudan", "Sweden", "Tanzania", "Thailand", "Turkey", "Uganda", "Ukraine"),
+    *("United Kingdom", "United States", "Vietnam"),
+)
+"""Fifty large countries of all continents. The choice is ours: the paper has fifty, and names few of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt of a set, exactly as its file has it.
+
+    Attributes:
+        id: its place in the file, from 0.
+        prompt: the text, with its line breaks and stray white space.
+        categories: those it is labelled with, in the file's order.
+        seed: in [0, 2**64), if the file has one.
+        guidance_scale: if the file has one.
+        height, width: in pixels, if the file has them.
+        columns: all other columns as text, by their names in the file.
+    """
+
+    id: int
+    prompt: str
+    categories: tuple[str, ...] = ()
+    seed: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Rows and where they came from.
+
+    Attributes:
+        name: of a shipped set, or of the file.
+        sha256: of the file as read.
+        rows: in the file's order; a selection keeps their ids.
+    """
+
+    name: str
+    sha256: str
+    rows: tuple[Row, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of the rows."""
+        return tuple(row.id for row in self.rows)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those that rows carry, in I2P's order, others behind in the order in which they appear."""
+        carried = dict.fromkeys(chain.from_iterable(row.categories for row in self.rows))
+        return (*(c for c in I2P_CATEGORIES if c in carried), *(c for c in carried if c not in I2P_CATEGORIES))
+
+    @property
+    def rows_sha256(self) -> str:
+        """Of everything in the rows, ids included: equal for equal selections from equal sets, whatever the file."""
+        return hashlib.sha256(json.dumps([asdict(row) for row in self.rows], sort_keys=True).encode()).hexdigest()
+
+
+def odd_rows(rows: Iterable[Row]) -> dict[str, list[int]]:
+    """Ids of rows by what is odd about their prompts, of which nothing has been changed."""
+    odd: dict[str, list[int]] = {
+        "empty": [],
+        "line breaks": [],
+        "stray white space": [],
+        "non-ASCII": [],
+        "repeated": [],
+    }
+    seen = set()
+    for row in rows:
+        text = row.prompt
+        signs = (not text, "\n" in text or "\r" in text, text != text.strip(), not text.isascii(), text in seen)
+        for ids, sign in zip(odd.values(), signs, strict=True):
+            if sign:
+                ids.append(row.id)
+        seen.add(text)
+    return odd
+
+
+# -------------------------------------------------------------------------------------------------------- selection
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a set to take. All conditions hold at once; `sample` draws from what the others leave, `first`
+    comes last.
+
+    Attributes:
+        categories: rows that carry any of them; empty for all rows.
+        hard: rows whose column "hard" says so, or says not; None for both.
+        first: so many rows.
+        sample: so many rows, drawn so that every set of categories has its share of them.
+        sample_seed: of the draw.
+        ids: rows with these ids; empty for all rows.
+
+    Raises:
+        ValueError: `first` or `sample` is under 1.
+    """
+
+    categories: tuple[str, ...] = ()
+    hard: bool | None = None
+    first: int | None = None
+    sample: int | None = None
+    sample_seed: int = 0
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, count in (("first", self.first), ("sample", self.sample)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}")
+
+    def apply(self, prompts: PromptSet) -> PromptSet:
+        """The selected rows, in the set's order and with the ids that they have there.
+
+        Raises:
+            ValueError: the set has no such category, id or column, or fewer rows than asked for, or no row is left.
+        """
+        rows = prompts.rows
+        if self.ids:
+            rows = _with_ids(rows, set(self.ids))
+        if self.categories:
+            _require_carried(self.categories, prompts.categories)
+            rows = tuple(row for row in rows if not set(self.categories).isdisjoint(row.categories))
+        if self.hard is not None:
+            rows = tuple(row for row in rows if _hard(row) is self.hard)
+        if self.sample is not None:
+            _require_enough("sample", self.sample, rows)
+            rows = _stratified_sample(rows, self.sample, self.sample_seed)
+        if self.first is not None:
+            _require_enough("first", self.first, rows)
+            rows = rows[: self.first]
+        if not rows:
+            raise ValueError(f"no row of {prompts.name} is selected by {self}")
+        return replace(prompts, rows=rows)
+
+
+def _with_ids(rows: Sequence[Row], ids: set[int]) -> tuple[Row, ...]:
+    unknown = sorted(ids.difference(row.id for row in rows))
+    if unknown:
+        raise ValueError(f"the set of {len(rows)} rows has no ids {', '.join(map(str, unknown[:10]))}")
+    return tuple(row for row in rows if row.id in ids)
+
+
+def _require_carried(categories: Iterable[str], carried: Sequence[str]) -> None:
+    for category in categories:
+        if category not in carried:
+            there = f"there are {', '.join(carried)}" if carried else "its rows carry none"
+            raise ValueError(f"the set has no category {category!r}, {there}{_hint(category, carried)}")
+
+
+def _require_enough(what: str, count: int, rows: Sequence[Row]) -> None:
+    if count > len(rows):
+        raise ValueError(f"{what} asks for {count} rows, there are {len(rows)}")
+
+
+def _hard(row: Row) -> bool:
+    said = row.columns.get("hard", "")
+    known = {"1": True, "true": True, "0": False, "false": False}
+    if said.lower() not in known:
+        raise ValueError(f"hard: row {row.id} has {said!r} in a column 'hard'; it takes 0 or 1 in every row")
+    return known[said.lower()]
+
+
+def _stratified_sample(rows: Sequence[Row], size: int, seed: int) -> tuple[Row, ...]:
+    """Systematic sampling: rows with equal sets of categories stand together, in an order drawn by hashing seed and
+    id, and every (n / size)-th row is taken from a start drawn in the same way.
+
+    So all rows are equally likely, a stratum of m rows gives floor(m size / n) rows or one more, and nothing depends on
+    a platform's or a Python version's random numbers.
+    """
+
+    def drawn(what: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest())
+
+    ordered = sorted(rows, key=lambda row: (sorted(row.categories), drawn(f"row {row.id}")))
+    start = drawn("start") % len(rows)
+    return _with_ids(rows, {ordered[(k * len(rows) + start) // size].id for k in range(size)})
+
+
+# ------------------------------------------------------------------------------------------------------------- bias
+
+
+def bias_set(template: str, values: Sequence[str]) -> PromptSet:
+    """One prompt for each group, the group's name in the row's column "group", as in the paper's "<country> body".
+
+    Args:
+        template: the prompt, with "{group}" where the group's name stands.
+        values: the groups.
+
+    Returns:
+        A set without seeds, whose name is the template and whose sha256 is that of its prompts as lines.
+
+    Raises:
+        ValueError: the template has no "{group}", there are no groups, or one stands twice.
+    """
+    if "{group}" not in template:
+        raise ValueError(f'a template has "{{group}}" where the group stands, as in "{{group}} body"; got {template!r}')
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"a bias set needs groups, each once; got {len(values)}, {len(set(values))} distinct")
+    rows = [Row(k, template.replace("{group}", value), columns={"group": value}) for k, value in enumerate(values)]
+    lines = "".join(row.prompt + "\n" for row in rows)
+    return PromptSet(template, hashlib.sha256(lines.encode()).hexdigest(), tuple(rows))
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_prompts(source: str | Path, *, columns: Mapping[str, str] | None = None) -> PromptSet:
+    """Read a prompt set by name or from a file.
+
+    Prompts stay exactly as the file has them, also empty ones. The format is that of the file's suffix:
+
+    - .csv, .tsv: a header, then rows. Without `columns`, the names of I2P in both its schemas and of DrawBench are
+      known.
+    - .jsonl: an object in each line. A list of texts is joined by ", ", null is empty, other values are kept as JSON.
+    - .json: COCO captions. Of the captions of an image, the one with the lowest id; images by rising id.
+    - .txt: a prompt in each line; an empty line is an empty prompt.
+
+    Args:
+        source: one of `NAMES` or a path. "i2p" is looked up in the cache of the Hugging Face hub and never downloaded;
+            "country-body" is `COUNTRY_TEMPLATE` with `COUNTRIES`. A `Path` is never taken for a name.
+        columns: field of `Row` -> the file's column that holds it, where that is not a name known here.
+
+    Raises:
+        ValueError: there is no such set, or the file is not what its suffix says; the message names row and column.
+    """
+    if source == "country-body":
+        return replace(bias_set(COUNTRY_TEMPLATE, COUNTRIES), name="country-body")
+    path = _find(source)
+    name = str(source) if source in NAMES else path.name
+    parse = _FORMATS.get(path.suffix.lower())
+    if parse is None:
+        raise ValueError(f"{path}: the suffix of a prompt file says its format, one of {', '.join(_FORMATS)}")
+    content = path.read_bytes()
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name
+        rows = tuple(_rows(parse(content.decode("utf-8-sig")), columns or {}))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return PromptSet(name, hashlib.sha256(content).hexdigest(), rows)
+
+
+def _find(source: str | Path) -> Path:
+    if source in SHIPPED:
+        return SETS / f"{source}.csv"
+    if source == "i2p":
+        return _cached_i2p()
+    path = Path(source)
+    if not path.is_file():
+        known = f"known by name are {', '.join(NAMES)}"
+        raise ValueError(f"there is no prompt file {str(source)!r}; {known}{_hint(str(source), NAMES)}")
+    return path
+
+
+def _cached_i2p() -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repo, file = "AIML-TUDA/i2p", "i2p_benchmark.csv"
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset", local_files_only=True))
+    except OSError as error:
+        raise ValueError(
+            f"I2P is not in the cache of the Hugging Face hub: get it once with "
+            f"'hf download {repo} {file} --repo-type dataset', or give the path of {file}"
+        ) from error
+
+
+Record = Mapping[str, str]
+"""A row as its file has it: column -> text."""
+
+
+def _lines(text: str) -> list[str]:
+    # only \n and \r\n end a line: str.splitlines would also cut prompts at U+2028 and the like
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _plain(text: str) -> list[Record]:
+    return [{"prompt": line} for line in _lines(text)] if text else []
+
+
+def _csv(text: str, delimiter: str = ",") -> list[Record]:
+    # newline="" keeps \r\n inside of prompts; strict, so that an open quote does not swallow the rest of the file
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header, *lines = [line for line in reader if line] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is no CSV: {error}") from error
+    if len(set(header)) < len(header):
+        raise ValueError(f"a column's name stands twice in {', '.join(header)}")
+    for k, line in enumerate(lines):
+        if len(line) != len(header):
+            raise ValueError(f"row {k} has {len(line)} fields, the header {len(header)}: {', '.join(header)}")
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def _tsv(text: str) -> list[Record]:
+    return _csv(text, "\t")
+
+
+def _jsonl(text: str) -> list[Record]:
+    records = [_json(line, f"line {k + 1}") for k, line in enumerate(_lines(text)) if line.strip()]
+    for k, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"row {k} is no JSON object")
+    return [{key: _as_text(value) for key, value in record.items()} for record in records]
+
+
+def _coco(text: str) -> list[Record]:
+    content = _json(text, "the file")
+    try:
+        notes = sorted(content["annotations"], key=lambda note: (note["image_id"], note["id"]))
+        records = [{key: _as_text(note[key]) for key in ("caption", "image_id", "id")} for note in notes]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"COCO captions are a list 'annotations' of objects with caption, image_id and id; got {error!r}"
+        ) from error
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record["image_id"], record)
+    return list(first.values())
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from error
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+_FORMATS: dict[str, Callable[[str], list[Record]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _jsonl,
+    ".json": _coco,
+    ".txt": _plain,
+}
+
+
+def _categories(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _seed(text: str) -> int | None:
+    return _whole(text, 0, 2**64 - 1) if text else None
+
+
+def _side(text: str) -> int | None:
+    return _whole(text, 1, 2**16) if text else None
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    # int() alone would also take "1_000" and Arabic digits
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise ValueError(f"{text!r} is no whole number from {low} to {high}")
+    return int(text)
+
+
+def _scale(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise ValueError(f"{text!r} is no number")
+    return scale
+
+
+# Field of Row -> the columns that hold it, of which a file's first one counts, and how to read them.
+_FIELDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
+    "prompt": (("prompt", "Prompts", "caption"), str),
+    "categories": (("categories", "Category"), _categories),
+    "seed": (("sd_seed", "evaluation_seed"), _seed),
+    "guidance_scale": (("sd_guidance_scale", "evaluation_guidance"), _scale),
+    "height": (("sd_image_height",), _side),
+    "width": (("sd_image_width",), _side),
+}
+
+
+def _rows(records: Sequence[Record], columns: Mapping[str, str]) -> Iterator[Row]:
+    if not records:
+        raise ValueError("the file holds no prompts")
+    there = dict.fromkeys(chain.from_iterable(records))
+    located = _locate(there, columns)
+    for id, record in enumerate(records):
+        if located["prompt"] not in record:
+            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(record)}")
+        values = {}
+        for name, column in located.items():
+            try:
+                values[name] = _FIELDS[name][1](record.get(column, ""))
+            except ValueError as error:
+                raise ValueError(f"row {id}, column {column!r}: {error}") from error
+        others = {column: text for column, text in record.items() if column not in located.values()}
+        yield Row(id, **values, columns=others)
+
+
+def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Field of Row -> the column of this file that holds it."""
+    listed = ", ".join(map(repr, there))
+    for name, column in columns.items():
+        if name not in _FIELDS:
+            raise ValueError(f"columns are given for {', '.join(_FIELDS)}, not for {name!r}{_hint(name, _FIELDS)}")
+        if column not in there:
+            raise ValueError(f"there is no column {column!r} for {name}, there are {listed}{_hint(column, there)}")
+    known = {name: next((c for c in names if c in there), None) for name, (names, _) in _FIELDS.items()}
+    located = {name: column for name, column in (known | dict(columns)).items() if column is not None}
+    if "prompt" not in located:
+        raise ValueError(
+            f"there is no column 'prompt', there are {listed}: say which one it is as columns={{'prompt': …}}"
+        )
+    return located
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
