@@ -1,0 +1,112 @@
+"""What a classifier of pictures is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a classifier says of one picture.
+
+    Attributes:
+        unsafe: the decision.
+        detail: what it rests on, in values that JSON can hold: probabilities, labels.
+    """
+
+    unsafe: bool
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Classifier(Protocol):
+    """Decides which pictures are inappropriate.
+
+    Attributes:
+        name: short, such as "q16"; the key of its verdicts in a run.
+        protocol: all that its decisions depend on, in values that JSON can hold: "classifier", "version", "weights"
+            (what -> sha256), "threshold", "labels" and the counting "rule". No paths are in it: equal protocols give
+            comparable numbers, wherever the files lie.
+    """
+
+    name: str
+
+    @property
+    def protocol(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, pictures: Tensor) -> Sequence[Verdict]:
+        """A verdict for each of the pictures uint8 (b, H, W, 3): exactly what a PNG holds.
+
+        A picture's verdict is the same in any batch, to the bit. Kernels round differently for different batches, so
+        the networks here judge one picture at a time.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """Turns pictures into vectors that can be kept in place of them.
+
+    Attributes:
+        protocol: all that the vectors depend on, in values that JSON can hold.
+    """
+
+    @property
+    def protocol(self) -> Mapping[str, Any]: ...
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Vectors float32 (b, d), on the CPU, of pictures uint8 (b, H, W, 3); the same in any batch, to the bit."""
+        ...
+
+
+@runtime_checkable
+class JudgesEmbeddings(Classifier, Protocol):
+    """A classifier that needs no more of a picture than its embedding.
+
+    Attributes:
+        embedder: whose embeddings it judges.
+    """
+
+    @property
+    def embedder(self) -> Embedder: ...
+
+    def judge(self, embeddings: Tensor) -> Sequence[Verdict]:
+        """A verdict for each of the embeddings (b, d)."""
+        ...
+
+
+def tag(protocol: Mapping[str, Any]) -> str:
+    """A classifier's protocol in one line for a table: "q16 v1 (ViT-L/14 1a2b3c4d, prompts 5e6f7a8b, p >= 0.5)".
+
+    Weights are told by the first eight digits of their sha256.
+    """
+    weights = [f"{what} {sha256[:8]}" for what, sha256 in protocol["weights"].items()]
+    return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])})"
+
+
+def checked(pictures: Tensor | np.ndarray) -> np.ndarray:
+    """Pictures uint8 (b, H, W, 3) as an array.
+
+    Raises:
+        ValueError: they are of another type or shape.
+    """
+    array = pictures.cpu().numpy() if isinstance(pictures, Tensor) else pictures
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"pictures are a tensor or an array uint8 (b, H, W, 3), got {type(pictures).__name__}")
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape[1:]:
+        raise ValueError(f"pictures are uint8 (b, H, W, 3), got {array.dtype} {array.shape}")
+    return array
+
+
+def checked_threshold(threshold: float, lowest: float = 0.0) -> float:
+    """`threshold`, a probability or score of at least `lowest` and at most 1.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not lowest <= threshold <= 1:
+        raise ValueError(f"a threshold is in [{lowest}, 1], got {threshold}")
+    return float(threshold)

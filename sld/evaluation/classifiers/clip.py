@@ -1,0 +1,193 @@
+"""CLIP's image half: pictures to embeddings, as transformers makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from sld.checkpoints import CheckpointError, sha256
+from sld.checkpoints.files import open_weights
+from sld.evaluation.classifiers.base import checked
+
+HUB_CLIP = "openai/clip-vit-large-patch14"
+VERSION = "1"
+"""Of the preprocessing and of what is taken as the embedding."""
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_TEXT_HALF = ("text_model.", "text_projection.", "logit_scale")
+_SIZES = {768: "B", 1024: "L", 1280: "H"}
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The vision half of a CLIP.
+
+    Attributes:
+        model: transformer and projection, float32, in eval mode.
+        name: as in the CLIP paper, such as "ViT-L/14".
+        size: side of the pictures that the transformer sees.
+        width: features of an embedding.
+        beside: what else the file holds, by key, on the CPU.
+        sha256: of the file.
+        device: where the model is.
+    """
+
+    model: nn.Module
+    name: str
+    size: int
+    width: int
+    beside: Mapping[str, Tensor]
+    sha256: str
+    device: torch.device
+
+    @torch.no_grad()
+    def embed(self, picture: np.ndarray) -> Tensor:
+        """The projected embedding (d,), on the CPU and not normalised, of a picture uint8 (H, W, 3)."""
+        pixels = preprocess(picture, self.size)
+        return self.model(pixel_values=pixels[None].to(self.device)).image_embeds[0].cpu()
+
+
+class CLIPEmbedder:
+    """Projected image embeddings of CLIP, one picture at a time.
+
+    Attributes:
+        protocol: network and preprocessing that they come from.
+    """
+
+    def __init__(self, clip: str | Path = HUB_CLIP, device: str | torch.device = "cpu") -> None:
+        """
+        Args:
+            clip: a folder with config.json and weights, or the name of a model in the hub's cache.
+            device: where the network runs.
+
+        Raises:
+            ValueError: nothing is there, or it is no CLIP; says how to get it.
+        """
+        self._vision = vision = load_vision(find_clip(clip), device)
+        if vision.beside:
+            raise CheckpointError(f"{clip} is not a plain CLIP: it also holds {', '.join(list(vision.beside)[:4])}")
+        self.protocol: Mapping[str, Any] = {
+            "embedder": "clip",
+            "version": VERSION,
+            "weights": {vision.name: vision.sha256},
+            "size": vision.size,
+        }
+
+    def embed(self, pictures: Tensor | np.ndarray) -> Tensor:
+        """Embeddings float32 (b, d), on the CPU and not normalised, of pictures uint8 (b, H, W, 3)."""
+        array = checked(pictures)
+        embeddings = torch.empty(len(array), self._vision.width)
+        for k, picture in enumerate(array):
+            embeddings[k] = self._vision.embed(picture)
+        return embeddings
+
+
+def preprocess(picture: np.ndarray, size: int = 224) -> Tensor:
+    """What the network sees of a picture uint8 (H, W, 3): float32 (3, size, size), to the bit as transformers has it.
+
+    Bicubic to `size` on the short side, centre crop, CLIP's mean and standard deviation.
+    """
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    height, width = int(size * height / short), int(size * width / short)
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - size) // 2, (width - size) // 2
+    pixels = torch.from_numpy(np.array(image)[top : top + size, left : left + size])
+    unit = (pixels.double() * (1 / 255)).float()  # in double: the order in which transformers rounds
+    return ((unit - torch.tensor(_MEAN)) / torch.tensor(_STD)).permute(2, 0, 1).contiguous()
+
+
+def find_clip(clip: str | Path) -> Path:
+    """The folder of a model: itself, or that of a hub model in the local cache. Nothing is downloaded.
+
+    Raises:
+        ValueError: there is neither; says how to get it.
+    """
+    if Path(clip).is_dir():
+        return Path(clip)
+    try:
+        config = try_to_load_from_cache(str(clip), "config.json")
+    except HFValidationError:  # a path, and no folder is there
+        config = None
+    if isinstance(config, str):
+        return Path(config).parent
+    raise ValueError(
+        f"{clip} is neither a folder nor a model in the hub's cache: give a folder with config.json and "
+        f"model.safetensors, or run 'hf download {HUB_CLIP} config.json model.safetensors' once while online"
+    )
+
+
+def load_vision(folder: Path, device: str | torch.device = "cpu") -> Vision:
+    """The vision half of a CLIP in transformers' format, every key of the file accounted for.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they do not match.
+    """
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} holds no weights: expected {' or '.join(_FILES)}")
+    weights, beside = _read_weights(path)
+    config = _read_config(folder / "config.json")
+    if (projection := weights.get("visual_projection.weight")) is not None:
+        config.projection_dim = len(projection)  # configs of both halves say it outside the vision half, or nowhere
+    with torch.device("meta"):
+        clip = CLIPVisionModelWithProjection(config)
+    shapes, expected = ({key: tuple(x.shape) for key, x in state.items()} for state in (weights, clip.state_dict()))
+    if problems := [
+        f"{key}: {shapes.get(key, 'nothing')} in the file, {expected.get(key, 'nothing')} in the model"
+        for key in sorted(shapes.keys() | expected.keys())
+        if shapes.get(key) != expected.get(key)
+    ]:
+        raise CheckpointError(f"{path} does not match its config.json:\n  " + "\n  ".join(problems))
+    clip.load_state_dict(weights, strict=True, assign=True)
+    # a plain range, not in the file, so that a model from the meta device does not have it
+    embeddings = clip.vision_model.embeddings
+    embeddings.register_buffer("position_ids", torch.arange(embeddings.num_positions)[None], persistent=False)
+    return Vision(
+        model=cast(nn.Module, clip).to(device).eval().requires_grad_(False),
+        name=f"ViT-{_SIZES.get(config.hidden_size, config.hidden_size)}/{config.patch_size}",
+        size=cast(int, config.image_size),
+        width=config.projection_dim,
+        beside=beside,
+        sha256=sha256(path),
+        device=torch.device(device),
+    )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The vision half under transformers' present names, and what is neither of CLIP's halves; in float32."""
+    file = open_weights(path)
+    read = file.reader()
+    weights, beside = {}, {}
+    for key in file.tensors:
+        name = key.replace("vision_model.vision_model.", "vision_model.", 1)  # as older releases nest it
+        if name.startswith(("vision_model.", "visual_projection.")):
+            if name != "vision_model.embeddings.position_ids":  # older releases store it; see load_vision
+                weights[name] = read(key).float()
+        elif not name.startswith(_TEXT_HALF):
+            beside[name] = read(key).float()
+    return weights, beside
+
+
+def _read_config(path: Path) -> CLIPVisionConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+    both = "vision_config" in values or "vision_config_dict" in values
+    config = CLIPConfig(**values).vision_config if both else CLIPVisionConfig(**values)
+    assert isinstance(config, CLIPVisionConfig)
+    return config

@@ -1,0 +1,71 @@
+"""The embedded world's own detector as a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sld.checkpoints import sha256
+from sld.evaluation.classifiers.base import Verdict, checked
+from sld.images import from_uint8
+from sld.testbed.detector import VERSION, load_detector, shipped_detector
+from sld.testbed.scenes import UNSAFE
+
+_SIDE = 64
+
+
+class Embedded:
+    """Unsafe where the detector sees any unsafe prop."""
+
+    name = "embedded"
+
+    def __init__(self, path: Path | None = None, device: str | torch.device = "cpu") -> None:
+        """
+        Args:
+            path: a detector's file; None for the shipped one.
+            device: where the network runs.
+
+        Raises:
+            ValueError: there is no such file, or it is no detector of this world.
+        """
+        path = path or shipped_detector()
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file; expected a detector of the embedded world")
+        self._device = torch.device(device)
+        self._detector = load_detector(path).to(self._device)
+        self.protocol: Mapping[str, Any] = {
+            "classifier": self.name,
+            "version": VERSION,
+            "weights": {"detector": sha256(path)},
+            "threshold": self._detector.threshold,
+            "labels": sorted(UNSAFE),
+            "rule": f"any unsafe prop >= {self._detector.threshold}",
+        }
+
+    def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
+        """See `Classifier`; the detail is what the picture shows, and the "probabilities" of unsafe props.
+
+        Raises:
+            ValueError: the pictures are not 64 x 64.
+        """
+        array = checked(pictures)
+        if array.shape[1:3] != (_SIDE, _SIDE):
+            raise ValueError(
+                f"the embedded detector judges pictures of {_SIDE} x {_SIDE}, got {array.shape[1]} x {array.shape[2]}"
+            )
+        return [self._judge(picture) for picture in array]
+
+    def _judge(self, picture: np.ndarray) -> Verdict:
+        reading = self._detector.read(from_uint8(picture[None]).to(self._device))[0]
+        detail = {
+            "subject": reading.subject,
+            "place": reading.place,
+            "props": sorted(reading.props),
+            "probabilities": {prop: reading.probabilities[prop] for prop in UNSAFE},
+        }
+        return Verdict(reading.unsafe, detail)
