@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sld
+from sld.evaluation.commands import add_evaluation_commands, read_settings
+from sld.options import (
+    SLD_FIELDS,
+    add_model_options,
+    add_sampling_options,
+    dtype,
+    flag,
+    integers,
+    load,
+    require_writable,
+    size,
+    sld_config,
+)
 
 if TYPE_CHECKING:
-    from sld.guidance import SLDConfig
     from sld.pipeline import Pipeline
     from sld.request import Request
-
-_SLD_FIELDS = {
-    "guidance_scale": (float, "s_g, of classifier-free guidance"),
-    "safety_scale": (float, "s_S, how sharply guidance sets in; 0 turns it off"),
-    "threshold": (float, "lambda, up to which gap between text and concept guidance acts"),
-    "momentum_scale": (float, "s_m, share of the momentum that is added"),
-    "momentum_beta": (float, "beta_m, how slowly momentum forgets"),
-    "warmup_steps": (int, "delta, network evaluations before guidance acts"),
-    "warmup_fraction": (float, "the same as a part of the run"),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,11 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        if getattr(options, "file", None):
+            options.parser.set_defaults(**read_settings(options.file, options.parser))
+            options = parser.parse_args(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             options.run(options)
     except (ValueError, OSError) as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in ("scipy", "matplotlib"):
+            raise
+        _fail(f'{error.name} is missing, which this command needs: pip install "sld[evaluate]"')
     except KeyboardInterrupt:
         print("sld: interrupted; what is finished is on disk", file=sys.stderr)
         sys.exit(130)
@@ -72,23 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
     what = make.add_argument_group("safety guidance")
     what.add_argument("--preset", "--safety", default="medium", help="off, weak, medium, strong or max (%(default)s)")
-    for name, (kind, text) in _SLD_FIELDS.items():
-        what.add_argument(_flag(name), type=kind, help=f"{text} (the preset's)")
+    for name, (kind, text) in SLD_FIELDS.items():
+        what.add_argument(flag(name), type=kind, help=f"{text} (the preset's)")
     what.add_argument("--concept", help="what to stay away from (the paper's list; the testbed's own words)")
     what.add_argument("--negative", default="", help="negative prompt, in place of the empty text")
-    what.add_argument("--space", default="raw", help="for v-prediction: guide raw v or eps (%(default)s)")
 
-    how = make.add_argument_group("sampling")
-    how.add_argument(
-        "--sampler", default="pndm", help="pndm, ddim, euler, euler-ancestral, lms or dpmpp-2m (%(default)s)"
-    )
-    how.add_argument("--spacing", help="leading, trailing or linspace (the sampler's own)")
-    how.add_argument("--steps", type=int, default=50, help="(%(default)s)")
-    how.add_argument("--eta", type=float, help="of ddim: 0 draws no noise, 1 is ancestral (0)")
-    how.add_argument("--size", help="side in pixels, or WIDTHxHEIGHT (the model's)")
-    how.add_argument("--batch-size", type=int, default=8, help="pictures at once (%(default)s)")
-    how.add_argument("--exact-batch", action="store_true", help="the same bits in any batch, at some cost")
-    _add_model_options(make)
+    add_sampling_options(make)
+    make.add_argument("--batch-size", type=int, default=8, help="pictures at once (%(default)s)")
+    add_model_options(make)
 
     look = commands.add_parser("inspect", help="say what a checkpoint is", description="Say what a checkpoint is.")
     look.set_defaults(run=_inspect)
@@ -102,44 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     turn.add_argument("target", type=Path, help="a .safetensors file for compvis, a folder for diffusers")
     turn.add_argument("--config", help="what the source is, where it does not tell, such as sd21")
     turn.add_argument("--dtype", help="float32, float16 or bfloat16 (the source's)")
+
+    add_evaluation_commands(commands)
     return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("model")
-    model.add_argument("--checkpoint", type=Path, help="single file or diffusers folder (the embedded model)")
-    model.add_argument("--config", help="what the checkpoint is, where it does not tell, such as sd21")
-    model.add_argument("--tokenizer", type=Path, help="folder with vocab.json and merges.txt (the checkpoint's)")
-    model.add_argument("--use-ema", action="store_true", help="the averaged weights of a compvis file")
-    model.add_argument("--dtype", default="float32", help="of the networks: float32, float16 or bfloat16 (%(default)s)")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, mps … (cuda where there is one)")
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
-def _load(options: argparse.Namespace) -> Pipeline:
-    import torch
-
-    return sld.load(
-        options.checkpoint,
-        options.config,
-        dtype=_dtype(options.dtype),
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        tokenizer=options.tokenizer,
-        use_ema=options.use_ema,
-        exact_batch=options.exact_batch,
-    )
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
-    if name not in known:
-        raise ValueError(f"dtype must be float32, float16 or bfloat16; got {name!r}")
-    return known[name]
 
 
 # ------------------------------------------------------------------------------------------------------- generate
@@ -151,13 +116,13 @@ def _generate(options: argparse.Namespace) -> None:
     prompts = [*options.prompts, *_lines(options.prompts_file)]
     if bool(prompts) == bool(options.again):
         raise ValueError('give what to show, as in: sld generate "a fox in a dark alley" (or --again SIDECAR alone)')
-    seeds = parse_seeds(options.seeds)
-    pipe = _load(options)
+    seeds = integers(options.seeds, "seeds", 2**64)
+    pipe = load(options)
     requests = [_read_sidecar(options.again, pipe)] if options.again else _requests(options, prompts, seeds, pipe)
     if options.show:
         print(json.dumps([request.to_dict() for request in requests], indent=2, ensure_ascii=False))
         return
-    _require_writable(options.out)
+    require_writable(options.out)
     _make(pipe, requests, options)
 
 
@@ -165,12 +130,12 @@ def _requests(options: argparse.Namespace, prompts: list[str], seeds: list[int],
     """One request for each prompt and seed, in this order."""
     from sld.request import Request
 
-    height, width = _size(options.size, pipe)
+    height, width = size(options.size, pipe)
     common = Request(
         prompt="",
         concept=pipe.concept if options.concept is None else options.concept,
         negative=options.negative,
-        guidance=_sld_config(options),
+        guidance=sld_config(options.preset, vars(options)),
         height=height,
         width=width,
         sampler=options.sampler,
@@ -180,14 +145,6 @@ def _requests(options: argparse.Namespace, prompts: list[str], seeds: list[int],
         space=options.space,
     )
     return [replace(common, prompt=prompt, seed=seed) for prompt in prompts for seed in seeds]
-
-
-def _sld_config(options: argparse.Namespace) -> SLDConfig:
-    """The preset's row with the fields that flags override."""
-    from sld.guidance import preset
-
-    given = {name: getattr(options, name) for name in _SLD_FIELDS}
-    return replace(preset(options.preset), **{name: value for name, value in given.items() if value is not None})
 
 
 def _make(pipe: Pipeline, requests: list[Request], options: argparse.Namespace) -> None:
@@ -257,42 +214,6 @@ def _lines(path: Path | None) -> list[str]:
     return [] if path is None else path.read_text(encoding="utf-8").splitlines()
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Seeds from a list of numbers and ranges, such as "1,5,8-9".
-
-    Raises:
-        ValueError: it is no such list, or a seed is not in [0, 2**64).
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
-            raise ValueError(f'seeds are numbers and ranges such as "7", "0-3" or "1,5,8-9"; got {text!r}')
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last >= 2**64 or last < first or last - first >= 1_000_000:
-            raise ValueError(f"seeds must be in [0, 2**64), ranges rising and under a million long; got {part!r}")
-        seeds += range(first, last + 1)
-    return seeds
-
-
-def _size(text: str | None, pipe: Pipeline) -> tuple[int, int]:
-    """Height and width from "SIDE" or "WIDTHxHEIGHT"."""
-    if text is None:
-        return pipe.config.size, pipe.config.size
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if match is None:
-        raise ValueError(f"size is a side in pixels or WIDTHxHEIGHT, such as 512 or 768x512; got {text!r}")
-    return int(match[2] or match[1]), int(match[1])
-
-
-def _require_writable(folder: Path) -> None:
-    """Find out before the first picture, not after the last, that it cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".sld-writable"
-    probe.touch()
-    probe.unlink()
-
-
 # ---------------------------------------------------------------------------------------------- inspect and convert
 
 
@@ -306,5 +227,5 @@ def _convert(options: argparse.Namespace) -> None:
     from sld.checkpoints import convert
 
     format = "compvis" if options.target.suffix == ".safetensors" else "diffusers"
-    convert(options.source, options.target, format, dtype=_dtype(options.dtype), config=options.config)
+    convert(options.source, options.target, format, dtype=dtype(options.dtype), config=options.config)
     print(options.target)

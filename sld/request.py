@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sld
 from sld.config import build
-from sld.guidance import MEDIUM, Guidance, SafeLatentGuidance, SLDConfig, guidance_for
+from sld.guidance import MEDIUM, ClassifierFreeGuidance, Guidance, SafeLatentGuidance, SLDConfig, guidance_for
 from sld.pipeline import Pipeline, Space
 from sld.samplers import make_sampler
 
@@ -74,21 +74,33 @@ def about(request: Request, pipe: Pipeline) -> dict[str, Any]:
     }
 
 
-def run(pipe: Pipeline, requests: Sequence[Request], progress: Callable[[int], object] | None = None) -> Tensor:
+def batches(requests: Sequence[Request], size: int | None = None) -> list[list[int]]:
+    """Indices of requests that can be sampled together, at most `size` at once; None for no bound."""
+    order = sorted(range(len(requests)), key=lambda k: _batch_key(requests[k]))
+    groups = [list(group) for _, group in groupby(order, key=lambda k: _batch_key(requests[k]))]
+    size = size or max(1, len(requests))
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+
+def run(
+    pipe: Pipeline,
+    requests: Sequence[Request],
+    progress: Callable[[int], object] | None = None,
+    noise: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Pictures (n, 3, H, W), about [-1, 1], for requests of one size, batched where they share sampler and rule.
 
     Args:
         pipe: the model.
         requests: in any order; the pictures come in the same.
         progress: called with the number of images after each network evaluation of a batch.
+        noise: (c, h, w) for each request, in place of what its seed gives.
 
     Raises:
         ValueError: a request cannot be met.
     """
     made: dict[int, Tensor] = {}
-    order = sorted(range(len(requests)), key=lambda k: _batch_key(requests[k]))
-    for _, group in groupby(order, key=lambda k: _batch_key(requests[k])):
-        members = list(group)
+    for members in batches(requests):
         batch = [requests[k] for k in members]
         first = batch[0]
         sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
@@ -101,6 +113,7 @@ def run(pipe: Pipeline, requests: Sequence[Request], progress: Callable[[int], o
             concept=[r.concept for r in batch],
             size=(first.height, first.width),
             space=first.space,
+            noise=None if noise is None else torch.stack([noise[k] for k in members]),
         )
         last = next(states)
         for last in states:  # noqa: B007 (the last one is wanted)
@@ -125,4 +138,6 @@ def _guidance(batch: Sequence[Request]) -> Guidance:
     configs = tuple(r.guidance for r in batch)
     if len(set(configs)) == 1:
         return guidance_for(configs[0])
-    return SafeLatentGuidance(configs)
+    if _guarded(batch[0]):
+        return SafeLatentGuidance(configs)
+    return ClassifierFreeGuidance(tuple(c.guidance_scale for c in configs))

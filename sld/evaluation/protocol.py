@@ -1,0 +1,179 @@
+"""Which pictures a run makes: rows x configurations x images, and what decides each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sld.evaluation.prompts import Row
+from sld.guidance import OFF, PRESETS, SLDConfig, preset
+from sld.request import Request
+
+CALL = 5
+"""Images that the authors' evaluation draws at once from a prompt's generator: its ten are two calls of five."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How rows become pictures.
+
+    Attributes:
+        images: per row and configuration.
+        seeds: where image k of a row gets its noise. "generator": from one generator with the row's seed, which draws
+            for one image after the other, `CALL` in a call, as in the authors' evaluation. "consecutive": from a
+            generator of its own, with the row's seed + k.
+        row_guidance: take guidance_scale from rows that have one, not from the configuration.
+        row_size: take height and width from rows that have them, not from the configuration.
+        base_seed: a row without a seed has base_seed + its id.
+        chunk: about so many pictures are written at once, and lost at most when a run is killed.
+
+    Raises:
+        ValueError: a value is none of these.
+    """
+
+    images: int = 10
+    seeds: Literal["generator", "consecutive"] = "generator"
+    row_guidance: bool = False
+    row_size: bool = False
+    base_seed: int = 0
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("images", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.seeds not in ("generator", "consecutive"):
+            raise ValueError(f"seeds must be generator or consecutive; got {self.seeds!r}")
+        if not 0 <= self.base_seed < 2**63:
+            raise ValueError(f"base_seed must be in [0, 2**63); got {self.base_seed}")
+
+
+PROTOCOLS = {"authors": Protocol(), "row": Protocol(seeds="consecutive", row_guidance=True, row_size=True)}
+"""The authors' evaluation of the paper, and the settings with which each prompt of I2P was found."""
+
+
+class Item(NamedTuple):
+    """One picture of a run."""
+
+    configuration: str
+    row: int
+    image: int
+
+
+class Task(NamedTuple):
+    """What makes a picture: the request, and the noise (c, h, w) in place of that of the request's seed."""
+
+    item: Item
+    request: Request
+    noise: Tensor
+
+
+def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> Request:
+    """One way to make every picture.
+
+    Args:
+        template: what settings do not say; its prompt and seed are not used.
+        name: for messages.
+        settings: "preset": "off", one of PRESETS, or "negative", where the concept is the negative prompt instead; and
+            any field of `SLDConfig` or `Request` to override.
+
+    Raises:
+        ValueError: a preset or a field is unknown, or a value is out of range.
+    """
+    changes = dict(settings)
+    base = changes.pop("preset", "off")
+    hyper = {field.name for field in fields(SLDConfig)}
+    known = hyper | {field.name for field in fields(Request)} - {"prompt", "seed", "guidance"}
+    for field in changes:
+        if field not in known:
+            near = get_close_matches(field, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are preset, {', '.join(sorted(known))}"
+            raise ValueError(f"the configuration {name!r} has an unknown field {field!r}{hint}")
+    if base not in ("off", *PRESETS, "negative"):
+        near = get_close_matches(str(base), ("off", *PRESETS, "negative"), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"no configuration {base!r}: there are off, {', '.join(PRESETS)} and negative, and those that a TOML file "
+            f"defines{hint}"
+        )
+    guidance = OFF if base == "negative" else preset(base)
+    request = replace(
+        template,
+        guidance=replace(guidance, **{k: v for k, v in changes.items() if k in hyper}),
+        **{k: v for k, v in changes.items() if k not in hyper},
+    )
+    return replace(request, negative=request.concept) if base == "negative" else request
+
+
+def describe(request: Request) -> dict[str, Any]:
+    """A configuration as JSON holds it: a request without what belongs to a row."""
+    return {name: value for name, value in request.to_dict().items() if name not in ("prompt", "seed")}
+
+
+def seed_of(row: Row, protocol: Protocol) -> int:
+    """A row's own seed, or else the one that the protocol gives it."""
+    return protocol.base_seed + row.id if row.seed is None else row.seed
+
+
+def tasks(rows: Sequence[Row], configs: Mapping[str, Request], protocol: Protocol, factor: int, c: int) -> list[Task]:
+    """The pictures of rows, row by row; those of one row and image share their noise in all configurations.
+
+    Args:
+        rows: of a chunk.
+        configs: by name.
+        protocol: see there.
+        factor: pixels to a latent.
+        c: channels of a latent.
+    """
+    made = []
+    for row in rows:
+        for name, config in configs.items():
+            request = _request(row, config, protocol)
+            noise = noise_of(row, protocol, (c, request.height // factor, request.width // factor))
+            seeds = [seed_of(row, protocol) + (k if protocol.seeds == "consecutive" else 0) for k in range(len(noise))]
+            made += [
+                Task(Item(name, row.id, k), replace(request, seed=seed), z)
+                for k, (seed, z) in enumerate(zip(seeds, noise, strict=True))
+            ]
+    return made
+
+
+def _request(row: Row, config: Request, protocol: Protocol) -> Request:
+    request = replace(config, prompt=row.prompt)
+    if protocol.row_guidance and row.guidance_scale is not None:
+        request = replace(request, guidance=replace(request.guidance, guidance_scale=row.guidance_scale))
+    if protocol.row_size and row.height is not None and row.width is not None:
+        request = replace(request, height=row.height, width=row.width)
+    return request
+
+
+def noise_of(row: Row, protocol: Protocol, shape: tuple[int, int, int]) -> Tensor:
+    """The noise (images, c, h, w) of a row's images."""
+    seed = seed_of(row, protocol)
+    if protocol.seeds == "consecutive":
+        generators = [torch.Generator().manual_seed(seed + k) for k in range(protocol.images)]
+        return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
+    generator = torch.Generator().manual_seed(seed)
+    calls = [min(CALL, protocol.images - start) for start in range(0, protocol.images, CALL)]
+    return torch.cat([torch.randn((n, *shape), generator=generator) for n in calls])
+
+
+def chunks(rows: Sequence[Row], pictures_per_row: int, target: int) -> list[tuple[Row, ...]]:
+    """Rows in groups of about `target` pictures, of one row at least.
+
+    They depend on nothing but the protocol, so that neither the number of processes nor the batch size moves them.
+    """
+    size = max(1, target // pictures_per_row)
+    return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def ranges(ids: Sequence[int]) -> str:
+    """Ids as text, such as "0-19,25"; rows of a selection keep their order."""
+    groups = [[k for _, k in group] for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0])]
+    return ",".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups)

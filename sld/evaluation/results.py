@@ -1,0 +1,166 @@
+"""What a run has found: one record per picture, and the rows and configurations they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sld.evaluation import store
+from sld.evaluation.classifiers.base import Verdict
+from sld.evaluation.prompts import PromptSet, Row
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one picture.
+
+    Attributes:
+        configuration: its name.
+        row: id of the prompt's row.
+        image: index among the row's images, from 0; equal images of a row start from equal noise in all configurations.
+        verdicts: by the classifier's name.
+        distance: to the same image of the run's first configuration: "rms" and "ssim", of pictures in [0, 1].
+        failure: why there is no picture, or no verdict.
+    """
+
+    configuration: str
+    row: int
+    image: int
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    distance: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    def unsafe(self, classifiers: Sequence[str]) -> bool:
+        """Whether any of `classifiers` calls the picture unsafe."""
+        return any(self.verdicts[name].unsafe for name in classifiers)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole run, or as much of it as there is.
+
+    Attributes:
+        folder: of the run.
+        about: its resolved protocol as JSON holds it: "configurations" (name -> settings, in order), "classifiers"
+            (name -> protocol), "prompts" (name, sha256, ids), "model", "images" per row and so on.
+        rows: the selected ones, by id.
+        records: by configuration, row and image, in this order.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    rows: Mapping[int, Row]
+    records: Sequence[Record]
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """In the run's order; the first is what the others are compared with."""
+        return tuple(self.about["configurations"])
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Of which any one makes a picture inappropriate."""
+        return tuple(self.about["classifiers"])
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those of the rows: I2P's in its order, then others in the rows' order."""
+        return PromptSet("", "", tuple(self.rows.values())).categories
+
+    def decisions(self, configuration: str, category: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
+
+        Args:
+            configuration: a name of `configurations`.
+            category: only rows that carry it; None for all.
+
+        Raises:
+            ValueError: the run has no such configuration.
+        """
+        if configuration not in self.configurations:
+            raise ValueError(f"the run has no configuration {configuration!r}: {', '.join(self.configurations)}")
+        chosen = [
+            (record.unsafe(self.classifiers), record.row, record.image)
+            for record in self.records
+            if record.configuration == configuration
+            and record.failure is None
+            and (category is None or category in self.rows[record.row].categories)
+        ]
+        unsafe, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
+        return np.array(unsafe, bool), np.array(rows, np.int64), np.array(images, np.int64)
+
+    def picture(self, record: Record) -> Path | None:
+        """The picture's file, if it was kept."""
+        path = picture_path(self.folder, record.configuration, record.row, record.image)
+        return path if path.exists() else None
+
+
+def picture_path(folder: Path, configuration: str, row: int, image: int) -> Path:
+    """Where a run in `folder` keeps a picture."""
+    return folder / "images" / configuration / f"{row:05d}-{image:02d}.png"
+
+
+def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Results:
+    """What the run in `folder` has found so far.
+
+    Args:
+        folder: of the run.
+        classifiers: names of those of which any one makes a picture inappropriate; all that judged the run if None.
+
+    Raises:
+        ValueError: there is no run, its files are damaged, or a classifier has not judged it.
+    """
+    about = store.read_protocol(folder)
+    rows = store.read_chunk(folder / "rows.jsonl", {})
+    if rows is None:
+        raise ValueError(f"{folder / 'rows.jsonl'} is missing or damaged: run the same command again")
+    run = store.digest(about)
+    added = store.added_classifiers(folder)
+    judges = {**about["classifiers"], **added}
+    if unknown := [name for name in classifiers or () if name not in judges]:
+        raise ValueError(f"{folder} holds no verdicts of {', '.join(unknown)}; there are {', '.join(judges) or 'none'}")
+    records = []
+    for path in sorted((folder / "chunks").glob("*.jsonl")):
+        number = int(path.stem)
+        made = store.read_chunk(path, {"run": run, "chunk": number})
+        if made is None:
+            raise ValueError(f"{path} is damaged: run the same command again, and it will be made again")
+        for name, protocol in added.items():
+            path = store.chunk_path(folder / "scores" / name, number)
+            scores = store.read_chunk(path, store.scores_header(folder, protocol, number))
+            if scores is None:
+                raise ValueError(f"{path} is missing, damaged or of older pictures: run sld score again")
+            made = [_with(record, name, score) for record, score in zip(made, scores, strict=True)]
+        records += map(_record, made)
+    order = {name: k for k, name in enumerate(about["configurations"])}
+    place = {row["id"]: k for k, row in enumerate(rows)}
+    records.sort(key=lambda r: (order[r.configuration], place[r.row], r.image))
+    chosen = {name: judges[name] for name in classifiers or judges}
+    return Results(
+        folder=folder,
+        about={**about, "classifiers": chosen, "command": _command(folder)},
+        rows={row["id"]: Row(**{**row, "categories": tuple(row["categories"])}) for row in rows},
+        records=records,
+    )
+
+
+def _command(folder: Path) -> str | None:
+    """The line that began the run, if it was noted."""
+    return next((session["command"] for session in store.sessions(folder) if "command" in session), None)
+
+
+def _with(record: dict[str, Any], name: str, score: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a verdict that came later, or with the reason why there is none."""
+    if "failure" in record or "failure" in score:
+        return {**record, "failure": record.get("failure") or score["failure"]}
+    return {**record, "verdicts": {**record["verdicts"], name: score}}
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    verdicts = {name: Verdict(**verdict) for name, verdict in values.get("verdicts", {}).items()}
+    kept = ("configuration", "row", "image", "distance", "failure")
+    return Record(**{name: values[name] for name in kept if name in values}, verdicts=verdicts)

@@ -1,0 +1,295 @@
+"""Making and judging the pictures of a run, chunk by chunk: resumable, spread over processes, the same to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import sld
+from sld import images
+from sld.evaluation import store
+from sld.evaluation.classifiers.base import Classifier, Embedder
+from sld.evaluation.fidelity import rms, ssim
+from sld.evaluation.prompts import PromptSet, Row
+from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, tasks
+from sld.evaluation.results import picture_path
+from sld.evaluation.spread import Ranks
+from sld.pipeline import Pipeline
+from sld.request import Request, batches, run
+from sld.samplers import make_sampler
+
+Keep = Literal["none", "flagged", "all"]
+
+_GONE = "out of memory"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that decides the results of a run, and how it is computed.
+
+    Attributes:
+        pipe: the model.
+        prompts: the selected rows.
+        configurations: by name; the others are compared with the first.
+        protocol: how rows become pictures.
+        classifiers: any one of which makes a picture inappropriate.
+        keep: pictures to keep: "flagged" keeps an image of a row in all configurations where any of them is flagged, so
+            that it can be seen beside its counterparts.
+        embedder: whose embeddings are kept, so that a classifier that needs no more can be added later.
+        batch_size: pictures at once. No part of the protocol: see `Pipeline.exact_batch`.
+        retry: make chunks with failed pictures again.
+
+    Raises:
+        ValueError: a configuration cannot be sampled, or there is nothing to make.
+    """
+
+    pipe: Pipeline
+    prompts: PromptSet
+    configurations: Mapping[str, Request]
+    protocol: Protocol
+    classifiers: Sequence[Classifier] = ()
+    keep: Keep = "flagged"
+    embedder: Embedder | None = None
+    batch_size: int = 16
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts.rows or not self.configurations:
+            raise ValueError("a run needs at least one row and one configuration")
+        if self.keep not in ("none", "flagged", "all"):
+            raise ValueError(f"keep must be none, flagged or all; got {self.keep!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch size must be at least 1; got {self.batch_size}")
+        names = [classifier.name for classifier in self.classifiers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two classifiers of one name: {', '.join(names)}; another threshold is another run")
+        for config in self.configurations.values():
+            self.evaluations_of(config)  # an unknown sampler is an error now, not after hours
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """The resolved protocol, in values that JSON can hold. Runs of equal protocols have equal results."""
+        return {
+            "prompts": {
+                "name": self.prompts.name,
+                "sha256": self.prompts.sha256,
+                "rows": len(self.prompts.rows),
+                "ids": ranges([row.id for row in self.prompts.rows]),
+                "ids_sha256": self.prompts.rows_sha256,
+            },
+            **asdict(self.protocol),
+            "configurations": {name: describe(config) for name, config in self.configurations.items()},
+            "classifiers": {c.name: dict(c.protocol) for c in self.classifiers},
+            "embedder": None if self.embedder is None else dict(self.embedder.protocol),
+            "keep": self.keep,
+            "model": {
+                "name": self.pipe.config.name,
+                "sha256": dict(self.pipe.sha256),
+                "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
+                "device": self.pipe.device.type,
+                "exact_batch": self.pipe.exact_batch,
+                "threads": torch.get_num_threads(),  # CPU kernels share out their sums over them
+            },
+            "versions": {"sld": sld.__version__, "torch": torch.__version__},
+        }
+
+    @property
+    def pictures(self) -> int:
+        """In the whole run."""
+        return len(self.prompts.rows) * self.pictures_per_row
+
+    @property
+    def pictures_per_row(self) -> int:
+        """In all configurations."""
+        return len(self.configurations) * self.protocol.images
+
+    def evaluations_of(self, config: Request) -> int:
+        """Network evaluations of one picture."""
+        return len(make_sampler(config.sampler, self.pipe.schedule, config.steps, config.spacing, config.eta).timesteps)
+
+    @property
+    def rows_evaluated(self) -> int:
+        """Network rows of the whole run: evaluations times the conditions that each asks for."""
+        per_image = sum(
+            self.evaluations_of(config) * (3 if config.guidance.safety_scale > 0 else 2)
+            for config in self.configurations.values()
+        )
+        return per_image * self.protocol.images * len(self.prompts.rows)
+
+    @cached_property
+    def chunks(self) -> list[tuple[Row, ...]]:
+        """The rows of each chunk."""
+        return chunks(self.prompts.rows, self.pictures_per_row, self.protocol.chunk)
+
+    def header(self, number: int) -> dict[str, Any]:
+        """What the file of a chunk begins with."""
+        return {"run": store.digest(self.about), "chunk": number}
+
+    def tasks(self, number: int) -> list[Task]:
+        """The pictures of a chunk."""
+        config = self.pipe.config
+        return tasks(self.chunks[number], self.configurations, self.protocol, config.vae.factor, config.unet.latent)
+
+
+@dataclass
+class Made:
+    """What has been found out about the pictures of one chunk, by item."""
+
+    pictures: dict[Item, Tensor] = field(default_factory=dict)
+    """uint8 (1, H, W, 3)."""
+    failures: dict[Item, str] = field(default_factory=dict)
+
+
+def evaluate(
+    evaluation: Evaluation, folder: Path, ranks: Ranks, progress: Callable[[int, int], object] | None = None
+) -> None:
+    """Make what is missing of a run, sharing the chunks out over the processes.
+
+    Args:
+        evaluation: the run.
+        folder: of its files, the same for all processes.
+        ranks: this process among them.
+        progress: called after each batch with the number of pictures that this process has made and has to make.
+
+    Raises:
+        ValueError: `folder` holds another run, or another process died.
+        OSError: `folder` cannot be written.
+    """
+    if ranks.first:
+        store.agree(folder, evaluation.about)
+        write_rows(folder, evaluation.prompts.rows)
+    missing = ranks.gather([n for n in range(len(evaluation.chunks)) if not finished(evaluation, folder, n)])[0]
+    mine = missing[ranks.rank :: ranks.size]
+    todo = sum(len(evaluation.chunks[number]) for number in mine) * evaluation.pictures_per_row
+    done = 0
+
+    def tick(pictures: int) -> None:
+        nonlocal done
+        done += pictures
+        if progress is not None:
+            progress(done, todo)
+
+    start = time.monotonic()
+    for number in mine:
+        make_chunk(evaluation, folder, number, tick)
+    seconds = time.monotonic() - start
+    made = ranks.gather(done)
+    if ranks.first and sum(made):
+        session = {"pictures": sum(made), "seconds": round(seconds, 3), "processes": ranks.size}
+        store.log_session(
+            folder, {**session, "batch_size": evaluation.batch_size, "device": str(evaluation.pipe.device)}
+        )
+
+
+def finished(evaluation: Evaluation, folder: Path, number: int) -> bool:
+    """Whether a chunk is there and whole."""
+    records = store.read_chunk(store.chunk_path(folder / "chunks", number), evaluation.header(number))
+    if records is None or (evaluation.retry and any("failure" in record for record in records)):
+        return False
+    return evaluation.embedder is None or store.read_embeddings(folder, number, records) is not None
+
+
+def make_chunk(evaluation: Evaluation, folder: Path, number: int, tick: Callable[[int], object]) -> None:
+    """Make, judge and store the pictures of a chunk; its records come last, when all else is on disk."""
+    made = Made()
+    todo = evaluation.tasks(number)
+    for members in batches([task.request for task in todo], evaluation.batch_size):
+        batch = [todo[k] for k in members]
+        for task, outcome in zip(batch, sample(evaluation.pipe, batch), strict=True):
+            if isinstance(outcome, str):
+                made.failures[task.item] = outcome
+            else:
+                made.pictures[task.item] = outcome
+        tick(len(batch))
+    records = judge(evaluation, made, [task.item for task in todo])
+    if evaluation.embedder is not None:
+        vectors = {item: evaluation.embedder.embed(picture)[0] for item, picture in made.pictures.items()}
+        records = store.write_embeddings(folder, number, records, vectors)
+    for item in kept(evaluation.keep, records):
+        path = picture_path(folder, *item)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.write(Image.fromarray(made.pictures[item][0].numpy()), path)
+    store.write_chunk(store.chunk_path(folder / "chunks", number), evaluation.header(number), records)
+
+
+def sample(pipe: Pipeline, batch: Sequence[Task]) -> list[Tensor | str]:
+    """A picture uint8 (1, H, W, 3) for each task of one batch, or the reason why there is none.
+
+    Where memory runs out, or a task cannot be met, the halves of the batch are tried by themselves.
+    """
+    try:
+        made = run(pipe, [task.request for task in batch], noise=[task.noise for task in batch])
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if not (isinstance(error, ValueError) or _out_of_memory(error)):
+            raise
+        reason = _GONE if _out_of_memory(error) else str(error)
+    else:
+        pictures = torch.from_numpy(images.to_uint8(made)).split(1)
+        finite = made.isfinite().flatten(1).all(dim=1).tolist()
+        return [picture if ok else "not finite" for picture, ok in zip(pictures, finite, strict=True)]
+    # here, and not in the handler, which keeps the failed call's tensors alive
+    if len(batch) == 1:
+        return [reason]
+    if reason == _GONE and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return sample(pipe, batch[:half]) + sample(pipe, batch[half:])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
+
+
+def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A record for each item, in their order, in values that JSON can hold."""
+    baseline = next(iter(evaluation.configurations))
+    records = []
+    for item in items:
+        record: dict[str, Any] = item._asdict()
+        picture = made.pictures.get(item)
+        if picture is None:
+            record["failure"] = made.failures[item]
+        else:
+            record["sha256"] = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
+            record["verdicts"] = {c.name: asdict(c(picture)[0]) for c in evaluation.classifiers}
+            if (other := made.pictures.get(item._replace(configuration=baseline))) is not None:
+                record["distance"] = {
+                    "rms": rms(other.numpy(), picture.numpy())[0],
+                    "ssim": ssim(other.numpy(), picture.numpy())[0],
+                }
+        records.append(record)
+    return records
+
+
+def kept(keep: Keep, records: Sequence[Mapping[str, Any]]) -> list[Item]:
+    """The items whose pictures are to be kept."""
+    made = [record for record in records if "failure" not in record]
+    flagged = {
+        (record["row"], record["image"])
+        for record in made
+        if any(verdict["unsafe"] for verdict in record["verdicts"].values())
+    }
+    wanted = {"none": set(), "flagged": flagged, "all": {(record["row"], record["image"]) for record in made}}[keep]
+    return [
+        Item(record["configuration"], record["row"], record["image"])
+        for record in made
+        if (record["row"], record["image"]) in wanted
+    ]
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """Keep the selected rows beside the results, so that these can be read without the prompts' file."""
+    path = folder / "rows.jsonl"
+    if store.read_chunk(path, {}) is None:
+        store.write_chunk(path, {}, [asdict(row) for row in rows])

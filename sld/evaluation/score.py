@@ -1,0 +1,100 @@
+"""Judging a finished run with one more classifier, from what it kept: no picture is made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sld.evaluation import store
+from sld.evaluation.classifiers.base import Classifier, JudgesEmbeddings, Verdict
+from sld.evaluation.results import picture_path
+from sld.evaluation.spread import Ranks
+
+
+def score(
+    folder: Path, classifier: Classifier, ranks: Ranks, progress: Callable[[int, int], object] | None = None
+) -> None:
+    """Add the verdicts of `classifier` to the run in `folder`; what a killed call has finished is kept.
+
+    Args:
+        folder: of the run.
+        classifier: judges kept embeddings, if these are all it needs, or else kept pictures.
+        ranks: this process among those that share the work.
+        progress: called after each chunk with the number of chunks that this process has judged and has to judge.
+
+    Raises:
+        ValueError: there is no run, it was judged by a classifier of this name, or it has not kept what is needed.
+    """
+    about = store.read_protocol(folder)
+    if classifier.name in about["classifiers"]:
+        raise ValueError(f"{folder} was made with the classifier {classifier.name!r}; another cut is another run")
+    embedded = isinstance(classifier, JudgesEmbeddings) and classifier.embedder.protocol == about["embedder"]
+    if not embedded and about["keep"] != "all":
+        raise ValueError(
+            f"{folder} has kept {about['keep']} pictures"
+            + (" and embeddings of another network" if about["embedder"] else " and no embeddings")
+            + f"; for {classifier.name} it must have been made with --keep all"
+            + (", or with --embed" if isinstance(classifier, JudgesEmbeddings) else "")
+        )
+    protocol = json.loads(json.dumps(dict(classifier.protocol)))
+    target = folder / "scores" / classifier.name
+    numbers = [int(path.stem) for path in sorted((folder / "chunks").glob("*.jsonl"))]
+    run = store.digest(about)
+    missing = ranks.gather([
+        n
+        for n in numbers
+        if store.read_chunk(store.chunk_path(target, n), store.scores_header(folder, protocol, n)) is None
+    ])[0]  # fmt: skip
+    mine = missing[ranks.rank :: ranks.size]
+    for done, number in enumerate(mine):
+        records = store.read_chunk(store.chunk_path(folder / "chunks", number), {"run": run, "chunk": number})
+        if records is None:
+            raise ValueError(f"chunk {number} of {folder} is damaged: run the command that made it again")
+        if embedded:
+            scores = _from_embeddings(folder, number, records, classifier)  # type: ignore[arg-type]
+        else:
+            scores = [_from_picture(folder, record, classifier) for record in records]
+        store.write_chunk(store.chunk_path(target, number), store.scores_header(folder, protocol, number), scores)
+        if progress is not None:
+            progress(done + 1, len(mine))
+    ranks.gather(None)
+    if ranks.first:  # last, so that half a scoring is never read as a whole one
+        store.write_whole(target / store.PROTOCOL, (json.dumps(protocol, indent=2) + "\n").encode())
+
+
+def _from_embeddings(
+    folder: Path, number: int, records: Sequence[Mapping[str, Any]], classifier: JudgesEmbeddings
+) -> list[dict[str, Any]]:
+    vectors = store.read_embeddings(folder, number, records)
+    if vectors is None:
+        raise ValueError(f"embeddings of chunk {number} of {folder} are damaged: run the command that made it again")
+
+    def judged(vector: Tensor | None) -> dict[str, Any]:
+        return {"failure": "no picture"} if vector is None else asdict(classifier.judge(vector[None])[0])
+
+    return [judged(vector) for vector in vectors]
+
+
+def _from_picture(folder: Path, record: Mapping[str, Any], classifier: Classifier) -> dict[str, Any]:
+    """The verdict on a kept picture, or why there is none."""
+    if "failure" in record:
+        return {"failure": record["failure"]}
+    path = picture_path(folder, record["configuration"], record["row"], record["image"])
+    try:
+        with Image.open(path) as file:
+            pixels = np.array(file.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        return {"failure": f"unreadable picture: {error}"}
+    if hashlib.sha256(pixels.tobytes()).hexdigest() != record["sha256"]:
+        return {"failure": f"{path.name} is not the picture that was made"}
+    verdict: Verdict = classifier(torch.from_numpy(pixels)[None])[0]
+    return asdict(verdict)

@@ -1,0 +1,217 @@
+"""The files of a run: written whole or not at all, found damaged by their checksum, used by one run at a time.
+
+RUN/protocol.json            everything that decides a result
+RUN/chunks/000007.jsonl      records of the chunk's pictures
+RUN/scores/NAME/000007.jsonl verdicts of a classifier that was added later
+RUN/embeddings/000007.safetensors, RUN/images/CONFIGURATION/ROW-IMAGE.png   where kept
+RUN/sessions.jsonl           when, where and how fast the run went on
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+PROTOCOL = "protocol.json"
+
+
+def chunk_path(folder: Path, number: int) -> Path:
+    """The file of a chunk, in the folder of a run's chunks or of a classifier's scores."""
+    return folder / f"{number:06d}.jsonl"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whatever happens, also a power cut, it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value that JSON can hold; the order of keys counts."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_chunk(path: Path, header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records, one a line, under a header; the first line is the sha256 of all others."""
+    lines = [json.dumps(line, allow_nan=False, ensure_ascii=False) for line in (header, *records)]
+    body = "".join(line + "\n" for line in lines).encode()
+    write_whole(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def read_chunk(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Records of a chunk with this header, or None if it is absent, cut off, edited or another run's."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    checksum, _, body = content.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        return None
+    found, *records = map(json.loads, body.decode().splitlines())
+    return records if found == header else None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against other runs; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"another run works in {folder} ({file.read().strip()}): wait for it or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
+    """Note the protocol of a new run, or make sure that it is still that of the run in `folder`.
+
+    Raises:
+        ValueError: it is not; the message says what differs.
+    """
+    path = folder / PROTOCOL
+    if not path.exists():
+        if (folder / "chunks").exists():
+            raise ValueError(f"{folder} holds chunks but no {PROTOCOL}: name another folder, or remove this one")
+        write_whole(path, (json.dumps(protocol, indent=2, ensure_ascii=False) + "\n").encode())
+        return
+    before = read_protocol(folder)
+    now = json.loads(json.dumps(protocol))
+    if changed := list(differences(before, now)):
+        lines = "\n".join(f"  {name}: {_short(old)} before, {_short(new)} now" for name, old, new in changed)
+        raise ValueError(
+            f"{folder} holds a run of another protocol:\n{lines}\nGo on with the old one, or name another folder."
+        )
+
+
+def read_protocol(folder: Path) -> dict[str, Any]:
+    """The protocol of the run in `folder`.
+
+    Raises:
+        ValueError: there is no run, or its protocol is no JSON.
+    """
+    path = folder / PROTOCOL
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no run: {PROTOCOL} is missing") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+_ABSENT = object()
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of what differs between two JSON values, with both values; order of keys counts too."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*before, *now)):
+            inner = f"{name}.{key}" if name else key
+            yield from differences(before.get(key, _ABSENT), now.get(key, _ABSENT), inner)
+        if set(before) == set(now) and list(before) != list(now):
+            yield f"order of {name or 'keys'}", list(before), list(now)
+    elif before != now:
+        yield name, before, now
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
+
+
+def log_session(folder: Path, session: Mapping[str, Any]) -> None:
+    """Add a line to the list of sessions."""
+    with (folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(session) + "\n")
+
+
+def write_embeddings(
+    folder: Path, number: int, records: Sequence[Mapping[str, Any]], vectors: Mapping[Any, Tensor]
+) -> list[dict[str, Any]]:
+    """Keep the vectors (d,) of a chunk's pictures, by (configuration, row, image).
+
+    Returns:
+        The records, each with the checksum of its vector.
+    """
+    found = [vectors.get((r["configuration"], r["row"], r["image"])) for r in records]
+    noted = [
+        {**record} if vector is None else {**record, "embedding": _checksum(vector)}
+        for record, vector in zip(records, found, strict=True)
+    ]
+    present = [vector for vector in found if vector is not None]
+    stacked = torch.stack(present) if present else torch.empty(0, 0)
+    write_whole(_embeddings_path(folder, number), save({"embeddings": stacked.contiguous()}))
+    return noted
+
+
+def read_embeddings(folder: Path, number: int, records: Sequence[Mapping[str, Any]]) -> list[Tensor | None] | None:
+    """The vector (d,) of each record, None for those without; None altogether if the file is absent or damaged."""
+    try:
+        stacked = iter(load(_embeddings_path(folder, number).read_bytes())["embeddings"])
+        vectors = [next(stacked) if "embedding" in record else None for record in records]
+    except (FileNotFoundError, SafetensorError, StopIteration, KeyError):
+        return None
+    if any(v is not None and _checksum(v) != r["embedding"] for v, r in zip(vectors, records, strict=True)):
+        return None
+    return vectors
+
+
+def _embeddings_path(folder: Path, number: int) -> Path:
+    return folder / "embeddings" / f"{number:06d}.safetensors"
+
+
+def _checksum(vector: Tensor) -> str:
+    return hashlib.sha256(vector.numpy().tobytes()).hexdigest()
+
+
+def scores_header(folder: Path, protocol: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What a file of later verdicts begins with: whose they are, and of which state of the chunk."""
+    with chunk_path(folder / "chunks", number).open(encoding="ascii", errors="replace") as file:
+        checksum = file.readline().strip()
+    return {"classifier": digest(protocol), "of": checksum}
+
+
+def added_classifiers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Protocols of the classifiers that have judged the whole run afterwards, by name."""
+    paths = sorted((folder / "scores").glob(f"*/{PROTOCOL}"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """What is noted of the times that the run went on."""
+    path = folder / "sessions.jsonl"
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may have left half a line
+    return [json.loads(line) for line in whole.splitlines()]

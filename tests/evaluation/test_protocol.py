@@ -1,0 +1,122 @@
+"""Which pictures a run makes.
+
+Mutants seen to fail here: a generator per image in place of one per row, seed of image k off by one, row guidance not
+applied, negative prompt kept with the safety row on.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sld.evaluation.prompts import Row
+from sld.evaluation.protocol import PROTOCOLS, Protocol, chunks, configuration, noise_of, ranges, tasks
+from sld.guidance import OFF, STRONG
+from sld.request import Request
+from tests.conftest import EXACT
+
+TEMPLATE = Request(prompt="", concept="weapons", height=64, width=64)
+ROW = Row(3, "a fox", seed=4290749014, guidance_scale=13.0, height=128, width=192)
+LATENT = (4, 16, 16)
+
+
+def test_the_authors_ten_images_are_two_calls_of_five_to_one_generator():
+    generator = torch.Generator().manual_seed(ROW.seed)
+    expected = torch.cat([torch.randn((5, *LATENT), generator=generator) for _ in range(2)])
+
+    torch.testing.assert_close(noise_of(ROW, PROTOCOLS["authors"], LATENT), expected, **EXACT)
+
+
+def test_the_first_images_are_the_same_however_many_are_made():
+    three, ten = (noise_of(ROW, Protocol(images=n), LATENT) for n in (3, 10))
+
+    torch.testing.assert_close(three, ten[:3], **EXACT)
+
+
+def test_consecutive_seeds_give_what_sld_generate_gives_for_them():
+    noise = noise_of(ROW, Protocol(images=3, seeds="consecutive"), LATENT)
+
+    for k in range(3):
+        alone = torch.randn((1, *LATENT), generator=torch.Generator().manual_seed(ROW.seed + k))
+        torch.testing.assert_close(noise[k : k + 1], alone, **EXACT)
+
+
+def test_a_row_without_a_seed_has_the_base_seed_plus_its_id():
+    bare, protocol = replace(ROW, seed=None), Protocol(images=1, base_seed=100)
+
+    torch.testing.assert_close(
+        noise_of(bare, protocol, LATENT), noise_of(replace(ROW, seed=103), protocol, LATENT), **EXACT
+    )
+
+
+def test_all_configurations_of_a_row_share_their_noise():
+    configs = {name: configuration(TEMPLATE, name, {"preset": name}) for name in ("off", "strong", "negative")}
+    made = {task.item: task.noise for task in tasks([ROW], configs, Protocol(images=2), factor=4, c=4)}
+
+    assert len(made) == 6
+    for k in range(2):
+        first, *others = (noise for item, noise in made.items() if item.image == k)
+        for other in others:
+            torch.testing.assert_close(other, first, **EXACT)
+
+
+def test_the_row_protocol_takes_guidance_size_and_seed_from_the_row():
+    config = {"strong": configuration(TEMPLATE, "strong", {"preset": "strong"})}
+    first, second = tasks([ROW], config, replace(PROTOCOLS["row"], images=2), factor=4, c=4)
+
+    assert first.request.guidance == replace(STRONG, guidance_scale=13.0)
+    assert (first.request.height, first.request.width) == (128, 192) and first.noise.shape == (4, 32, 48)
+    assert (first.request.seed, second.request.seed) == (4290749014, 4290749015)
+
+
+def test_what_a_row_does_not_say_comes_from_the_configuration():
+    config = {"strong": configuration(TEMPLATE, "strong", {"preset": "strong"})}
+    (task,) = tasks([Row(0, "a fox")], config, replace(PROTOCOLS["row"], images=1), factor=4, c=4)
+
+    assert task.request == replace(TEMPLATE, prompt="a fox", guidance=STRONG, seed=0)
+
+
+def test_negative_is_plain_guidance_with_the_concept_as_negative_prompt():
+    request = configuration(TEMPLATE, "negative", {"preset": "negative", "concept": "drugs"})
+
+    assert request.guidance == OFF and request.negative == "drugs"
+
+
+def test_a_configuration_overrides_fields_of_guidance_and_of_sampling():
+    request = configuration(
+        TEMPLATE, "late", {"preset": "strong", "warmup_steps": 20, "threshold": math.inf, "steps": 25}
+    )
+
+    assert request == replace(TEMPLATE, guidance=replace(STRONG, warmup_steps=20, threshold=math.inf), steps=25)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "stron"}, "did you mean 'strong'"),
+        ({"preset": "strong", "warmup": 3}, "did you mean 'warmup_steps'"),
+        ({"preset": "strong", "prompt": "x"}, "unknown field 'prompt'"),
+        ({"preset": "strong", "momentum_beta": 1.0}, "momentum_beta"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        configuration(TEMPLATE, "mine", settings)
+
+
+@pytest.mark.parametrize("wrong", [{"images": 0}, {"seeds": "random"}, {"base_seed": -1}])
+def test_a_protocol_that_cannot_be_is_an_error(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Protocol(**wrong)
+
+
+def test_chunks_hold_about_the_target_and_at_least_one_row():
+    rows = [Row(k, "") for k in range(10)]
+
+    assert [len(chunk) for chunk in chunks(rows, pictures_per_row=20, target=64)] == [3, 3, 3, 1]
+    assert [len(chunk) for chunk in chunks(rows[:2], pictures_per_row=100, target=64)] == [1, 1]
+
+
+def test_ids_are_written_as_ranges_in_their_order():
+    assert ranges([5, 0, 1, 2, 9, 10]) == "5,0-2,9-10"
