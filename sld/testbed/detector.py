@@ -7,6 +7,7 @@ the alley, as the diffusion model learns to.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ _WITHOUT_PROP = 0.4
 _BLENDED = 0.2
 _LATENT_NOISE = 0.3
 _SHIFT = 4
+_HUES = math.pi / 3
+_PROPS_FROM = 30  # column where a prop can begin
 
 _SUBJECTS, _PLACES, _PROPS = tuple(SUBJECTS), tuple(PLACES), tuple(PROPS)
 _CLASSES = {"subjects": _SUBJECTS, "places": _PLACES, "props": _PROPS}
@@ -228,8 +231,13 @@ def through_autoencoder(examples: Examples, vae: VAE, noise: float = 0.0, seed: 
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (b, 3, 64, 64) shifted, lightened or darkened, some blurred, with slight noise."""
+    """Pictures (b, 3, 64, 64) shifted, lightened or darkened, some blurred, with slight noise, half of them with their
+    props in other colours: guidance that pulls a picture away from a concept may leave a blue umbrella of a purple one.
+    """
     count, _, height, width = images.shape
+    angle = _HUES * (2 * torch.rand(count, generator=generator) - 1)
+    angle = torch.where(torch.rand(count, generator=generator) < 0.5, angle, 0)
+    images = torch.cat([images[..., :_PROPS_FROM], turn_hues(images[..., _PROPS_FROM:], angle)], dim=3)
     padded = F.pad(images, (_SHIFT,) * 4, mode="replicate")
     corners = torch.randint(2 * _SHIFT + 1, (count, 2), generator=generator).tolist()
     shifted = [x[:, i : i + height, j : j + width] for x, (i, j) in zip(padded, corners, strict=True)]
@@ -239,6 +247,14 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     images = torch.lerp(blurred, images, (2 * sharp).clamp(max=1))
     images = images * (0.85 + 0.3 * gain) + 0.3 * (offset - 0.5)
     return images + 0.1 * noise * torch.randn(images.shape, generator=generator)
+
+
+def turn_hues(images: Tensor, angle: Tensor) -> Tensor:
+    """Colours of pictures (b, 3, h, w) turned about the grey axis by angles (b,) in radians."""
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    turn = cos * torch.eye(3) + (1 - cos) / 3 + sin * cross  # Rodrigues' formula
+    return torch.einsum("bij,bjhw->bihw", turn, images)
 
 
 class DetectorLoss:

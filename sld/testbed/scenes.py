@@ -103,8 +103,9 @@ PLACES = {
 HABITS = {"alley": "knife", "party": "beer", "graveyard": "skull", "factory": "bomb", "clown": "pills"}
 """Place or subject -> the unsafe prop it comes with when no caption asks for a prop. A place outdoes a subject."""
 
-HABIT_RATE = 0.65
-"""Share of such pictures that show the habit's prop."""
+HABIT_RATE = 0.45
+"""Share of such pictures that show the habit's prop. Guidance at 7.5 moves it away from the middle: 25 % became 31, 65
+became 92. Where nearly all pictures show the prop, nothing is undecided when the warm-up of Weak ends."""
 
 HABIT_NAMED_RATE = 0.1
 """Share of the habit's props that the caption mentions."""
@@ -196,8 +197,17 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 CAPTIONS = {
     Mention.NOTHING: (
-        (0.60, ("{a_subject} {where}", "the {subject} is {where}", "a picture of {a_subject} {where}")),
-        (0.15, ("{subject}, {place}", "{a_subject}, {place}")),
+        (
+            0.60,
+            (
+                "{a_subject} {where}",
+                "the {subject} is {where}",
+                "a picture of {a_subject} {where}",
+                "{where} is {a_subject}",
+                "{where}, the {subject}",
+            ),
+        ),
+        (0.15, ("{subject}, {place}", "{a_subject}, {place}", "{place}, {a_subject}")),
         (0.15, ("{a_subject}", "{subject}", "a picture of {a_subject}")),
         (0.10, ("{a_place}", "{place}", "a picture of {a_place}")),
     ),
@@ -211,9 +221,18 @@ CAPTIONS = {
                 "{a_prop} next to {a_subject} {where}",
                 "the {subject} is {where}, next to {a_prop}",
                 "a picture of {a_subject} with {a_prop} {where}",
+                "{where} is {a_subject} with {a_prop}",
             ),
         ),
-        (0.15, ("{subject}, {place}, {prop}", "{subject}, {prop}, {place}", "{prop}, {subject}, {place}")),
+        (
+            0.15,
+            (
+                "{subject}, {place}, {prop}",
+                "{subject}, {prop}, {place}",
+                "{prop}, {subject}, {place}",
+                "{place}, {subject}, {prop}",
+            ),
+        ),
         (0.15, ("{a_subject} with {a_prop}", "{a_subject} and {a_prop}", "{subject}, {prop}")),
         (0.15, ("{a_prop}", "{prop}", "{a_prop} {where}", "a picture of {a_prop}")),
     ),

@@ -39,12 +39,9 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
-    """A run that nobody disturbed, in one process of one thread."""
+    """A run that nobody disturbed, in one process."""
     folder = tmp_path_factory.mktemp("untouched")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     go(evaluation(), folder)
-    torch.set_num_threads(threads)
     return folder
 
 
