@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-
-from tests.evaluation.small import evaluation, go
+from small import evaluation, go
 
 
 def die():

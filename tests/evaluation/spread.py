@@ -1,11 +1,12 @@
-"""The run of `small`, shared by the processes of torchrun: python -m tests.evaluation.spread FOLDER."""
+"""The run of `small`, shared by the processes of torchrun: python -m spread FOLDER."""
 
 import sys
 from pathlib import Path
 
+from small import evaluation
+
 from sld.evaluation.runner import evaluate
 from sld.evaluation.spread import ranks
-from tests.evaluation.small import evaluation
 
 if __name__ == "__main__":
     with ranks() as group:

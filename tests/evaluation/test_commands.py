@@ -8,6 +8,7 @@ import json
 import shlex
 
 import pytest
+from small import one_thread  # noqa: F401 (used by every test of the module)
 
 from sld.cli import main
 from sld.evaluation.results import read_results
@@ -122,7 +123,7 @@ def test_a_checkpoint_needs_a_judge(tmp_path, capsys):
 
 
 def test_score_adds_a_classifier_and_report_takes_the_chosen_ones(run, capsys, monkeypatch):
-    main(["score", str(run), "--classifier", "tests.evaluation.judges:bright"])
+    main(["score", str(run), "--classifier", "judges:bright"])
     added = [name for name in read_results(run).classifiers if name != "embedded"]
     main(["report", str(run), "--classifiers", added[0], "--out", str(run / "bright")])
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import EXACT
 
 from sld.evaluation.prompts import Row
 from sld.evaluation.protocol import PROTOCOLS, Protocol, chunks, configuration, noise_of, ranges, tasks
 from sld.guidance import OFF, STRONG
 from sld.request import Request
-from tests.conftest import EXACT
 
 TEMPLATE = Request(prompt="", concept="weapons", height=64, width=64)
 ROW = Row(3, "a fox", seed=4290749014, guidance_scale=13.0, height=128, width=192)

@@ -23,6 +23,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from browser import CHROMIUM, Page
 from PIL import Image
 
 from sld.evaluation.classifiers import Verdict, tag
@@ -35,7 +36,6 @@ from sld.evaluation.report.published import I2P_SHA256, TABLE1
 from sld.evaluation.report.summary import DRAWS, JUDGED, MISSING, summarise
 from sld.evaluation.report.tables import escape_latex
 from sld.evaluation.results import Record, Results, picture_path
-from tests.evaluation.browser import CHROMIUM, Page
 
 HOSTILE = '<script>document.title = "caught"</script><img src="https://example.org/x.png" onerror="alert(1)"> & “a”'
 CONFIGURATIONS = ("off", "weak", "$max_&$")  # the last is no formula, no LaTeX and no entity

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import evaluation, files, go, one_thread  # noqa: F401 (used by every test of the module)
 
 import sld
 from sld.evaluation import runner
@@ -27,9 +28,8 @@ from sld.evaluation.runner import kept, sample
 from sld.evaluation.score import score
 from sld.evaluation.spread import Ranks
 from sld.request import Request
-from tests.evaluation.small import evaluation, files, go
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def untouched(tmp_path_factory):
 
 def launch(script, *arguments, processes=None):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, (*script, *arguments))]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE, timeout=300)
 
 
 def test_a_run_that_is_killed_at_twenty_moments_ends_as_if_nothing_had_been(untouched, tmp_path):
-    ended = launch(["-m", "tests.evaluation.faults"], tmp_path / "run", 20)
+    ended = launch(["-m", "faults"], tmp_path / "run", 20)
 
     assert ended.returncode == 0, ended.stderr
     killed = int(ended.stdout.split()[1])
@@ -80,7 +80,7 @@ def test_damaged_and_missing_chunks_are_made_again(untouched, tmp_path, pipe):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_gives_the_same_bits_also_after_a_part_by_another(untouched, tmp_path, processes):
-    script = ["-m", "tests.evaluation.spread"]
+    script = ["-m", "spread"]
     if processes == 3:  # goes on where others left a third of the chunks
         for name, content in files(untouched).items():
             if name[-7] not in "147":
@@ -108,7 +108,7 @@ def test_a_dead_rank_ends_the_run_with_an_error_and_loses_only_its_chunk(tmp_pat
         "--steps",
         "2",
     ]
-    command += ["--sampler", "ddim", "--classifier", "tests.evaluation.judges:deadly", "--out", tmp_path]
+    command += ["--sampler", "ddim", "--classifier", "judges:deadly", "--out", tmp_path]
     ended = launch(command, processes=2)
 
     assert ended.returncode != 0
@@ -237,7 +237,7 @@ def test_kept_pictures_are_those_that_were_judged(tmp_path, pipe):
 
 
 def test_a_classifier_added_later_finds_what_it_would_have_found(tmp_path, pipe):
-    bright = make_classifier("tests.evaluation.judges:bright")
+    bright = make_classifier("judges:bright")
     go(evaluation(pipe, rows=3, keep="all"), tmp_path / "later")
     score(tmp_path / "later", bright, Ranks())
     go(evaluation(pipe, rows=3, classifiers=[make_classifier("embedded"), bright]), tmp_path / "at once")
@@ -285,14 +285,14 @@ def test_a_classifier_that_needs_what_was_not_kept_is_refused_before_it_begins(t
     with pytest.raises(ValueError, match="made with --keep all, or with --embed"):
         score(tmp_path, Red(), Ranks())
     with pytest.raises(ValueError, match=r"made with --keep all$"):
-        score(tmp_path, make_classifier("tests.evaluation.judges:bright"), Ranks())
+        score(tmp_path, make_classifier("judges:bright"), Ranks())
 
 
 def test_an_unreadable_or_exchanged_picture_is_a_failure_with_its_reason(tmp_path, pipe):
     go(evaluation(pipe, rows=2, keep="all"), tmp_path)
     picture_path(tmp_path, "off", 0, 0).write_bytes(b"no picture")
     picture_path(tmp_path, "off", 0, 1).write_bytes(picture_path(tmp_path, "off", 1, 1).read_bytes())
-    score(tmp_path, make_classifier("tests.evaluation.judges:bright"), Ranks())
+    score(tmp_path, make_classifier("judges:bright"), Ranks())
 
     reasons = {(r.row, r.image): r.failure for r in read_results(tmp_path).records if r.configuration == "off"}
     assert "unreadable picture" in reasons[0, 0] and "not the picture that was made" in reasons[0, 1]
@@ -301,7 +301,7 @@ def test_an_unreadable_or_exchanged_picture_is_a_failure_with_its_reason(tmp_pat
 
 def test_scores_of_older_pictures_are_not_taken_for_those_of_new_ones(tmp_path, pipe):
     go(evaluation(pipe, rows=1, keep="all"), tmp_path)
-    score(tmp_path, make_classifier("tests.evaluation.judges:bright"), Ranks())
+    score(tmp_path, make_classifier("judges:bright"), Ranks())
     chunk = next((tmp_path / "chunks").iterdir())
     _, _, body = chunk.read_bytes().partition(b"\n")
     body = body.replace(b'"image": 0', b'"image":  0')
