@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sld.cli import main, parse_seeds
+from sld.cli import main
+from sld.options import integers
 
 PROMPT = "a fox in a dark alley"
 QUICK = ("--steps", "2", "--size", "32")
@@ -189,4 +190,4 @@ def _seconds(*arguments):
     ("text", "seeds"), [("7", [7]), ("0-3", [0, 1, 2, 3]), ("1, 5,8-9", [1, 5, 8, 9]), (str(2**64 - 1), [2**64 - 1])]
 )
 def test_seeds_are_numbers_and_ranges(text, seeds):
-    assert parse_seeds(text) == seeds
+    assert integers(text, "seeds", 2**64) == seeds
