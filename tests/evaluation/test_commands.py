@@ -1,6 +1,7 @@
 """The test bed's commands, as a user calls them.
 
-Mutants seen to fail here: flags not overriding the file, unknown names in the file passed over, order of --presets
+Mutants, not all of them tried yet:
+flags not overriding the file, unknown names in the file passed over, order of --presets
 lost, the lock not taken, a report not written.
 """
 

@@ -1,6 +1,7 @@
 """Which pictures a run makes.
 
-Mutants seen to fail here: a generator per image in place of one per row, seed of image k off by one, row guidance not
+Mutants, not all of them tried yet:
+a generator per image in place of one per row, seed of image k off by one, row guidance not
 applied, negative prompt kept with the safety row on.
 """
 

@@ -1,6 +1,7 @@
 """Runs: resumable, spread, the same to the bit, and adding up whatever fails.
 
-Mutants seen to fail here: chunks assigned without looking at what is there, checksum not compared on going on, records
+Mutants, not all of them tried yet:
+chunks assigned without looking at what is there, checksum not compared on going on, records
 written before the pictures, a failed picture dropped, out of memory not caught, the batch not halved, distance to the
 wrong image, "flagged" keeping the flagged configuration alone.
 """

@@ -1,6 +1,7 @@
 """The files of a run.
 
-Mutants seen to fail here: checksum not compared, header not compared, file written in place, lock not taken, order of
+Mutants, not all of them tried yet:
+checksum not compared, header not compared, file written in place, lock not taken, order of
 configurations not compared.
 """
 
