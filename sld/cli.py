@@ -23,8 +23,8 @@ from sld.options import (
     integers,
     load,
     require_writable,
-    size,
     sld_config,
+    template,
 )
 
 if TYPE_CHECKING:
@@ -128,22 +128,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _requests(options: argparse.Namespace, prompts: list[str], seeds: list[int], pipe: Pipeline) -> list[Request]:
     """One request for each prompt and seed, in this order."""
-    from sld.request import Request
-
-    height, width = size(options.size, pipe)
-    common = Request(
-        prompt="",
-        concept=pipe.concept if options.concept is None else options.concept,
-        negative=options.negative,
-        guidance=sld_config(options.preset, vars(options)),
-        height=height,
-        width=width,
-        sampler=options.sampler,
-        spacing=options.spacing,
-        steps=options.steps,
-        eta=options.eta,
-        space=options.space,
-    )
+    guidance = sld_config(options.preset, vars(options))
+    common = replace(template(options, pipe), negative=options.negative, guidance=guidance)
     return [replace(common, prompt=prompt, seed=seed) for prompt in prompts for seed in seeds]
 
 

@@ -14,6 +14,7 @@ import sld
 if TYPE_CHECKING:
     from sld.guidance import SLDConfig
     from sld.pipeline import Pipeline
+    from sld.request import Request
 
 SLD_FIELDS = {
     "guidance_scale": (float, "s_g, of classifier-free guidance"),
@@ -92,6 +93,24 @@ def sld_config(preset_name: str, values: Mapping[str, Any]) -> SLDConfig:
 
     given = {name: values.get(name) for name in SLD_FIELDS}
     return replace(preset(preset_name), **{name: value for name, value in given.items() if value is not None})
+
+
+def template(options: argparse.Namespace, pipe: Pipeline) -> Request:
+    """What the options say of every picture; prompt, seed, guidance and negative prompt are left to the caller."""
+    from sld.request import Request
+
+    height, width = size(options.size, pipe)
+    return Request(
+        prompt="",
+        concept=pipe.concept if options.concept is None else options.concept,
+        height=height,
+        width=width,
+        sampler=options.sampler,
+        spacing=options.spacing,
+        steps=options.steps,
+        eta=options.eta,
+        space=options.space,
+    )
 
 
 def size(text: str | None, pipe: Pipeline) -> tuple[int, int]:

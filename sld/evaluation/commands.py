@@ -21,7 +21,7 @@ from sld.options import (
     integers,
     load,
     require_writable,
-    size,
+    template,
 )
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             group.gather(None)  # nobody begins before the folder is ours
             if group.first:
                 log_session(options.out, {"command": shlex.join(["sld", *sys.argv[1:]]), "began": int(time.time())})
-            with _bar(evaluation, group.first) as progress:
+            with _bar(group.first) as progress:
                 evaluate(evaluation, options.out, group, progress)
             if group.first:
                 _conclude(options.out)
@@ -265,27 +265,15 @@ def _protocol(options: argparse.Namespace) -> Protocol:
 def _configurations(options: argparse.Namespace, pipe: Pipeline) -> dict[str, Request]:
     """The configurations that --presets names, those of the file's tables among them, in this order."""
     from sld.evaluation.protocol import configuration
-    from sld.request import Request
 
-    height, width = size(options.size, pipe)
-    template = Request(
-        prompt="",
-        concept=pipe.concept if options.concept is None else options.concept,
-        height=height,
-        width=width,
-        sampler=options.sampler,
-        spacing=options.spacing,
-        steps=options.steps,
-        eta=options.eta,
-        space=options.space,
-    )
+    common = template(options, pipe)
     tables: dict[str, dict[str, Any]] = options.configurations
     chosen: dict[str, Request] = {}
     for name in _listed(options.presets):
         if name in chosen:
             raise ValueError(f"the configuration {name!r} is named twice")
         table = {"guidance_scale": options.guidance_scale, **tables.get(name, {"preset": name})}
-        chosen[name] = configuration(template, name, table)
+        chosen[name] = configuration(common, name, table)
     return chosen
 
 
@@ -304,7 +292,7 @@ def _summary(evaluation: Evaluation, folder: Path) -> str:
 
 
 @contextmanager
-def _bar(evaluation: Evaluation, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def _bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over this process's share; without a terminal, a line after the first batch tells the time."""
     from tqdm import tqdm
 
@@ -326,12 +314,13 @@ def _bar(evaluation: Evaluation, shown: bool) -> Iterator[Callable[[int, int], N
 
 def _conclude(folder: Path) -> None:
     """Print the table of a finished run and write its report."""
+    from sld.evaluation.report import write_report
     from sld.evaluation.results import read_results
 
     results = read_results(folder)
     print(table(results))
     if results.classifiers:
-        _write_report(results, folder / "report")
+        print(write_report(results, folder / "report"))
 
 
 def table(results: Results) -> str:
@@ -355,12 +344,6 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _write_report(results: Results, folder: Path) -> None:
-    from sld.evaluation.report import write_report
-
-    print(write_report(results, folder))
-
-
 # ------------------------------------------------------------------------------------------------ score and report
 
 
@@ -374,6 +357,7 @@ def _score(options: argparse.Namespace) -> None:
     from sld.evaluation.store import locked
 
     with ranks() as group:
+        torch.set_num_threads(1)  # as for evaluate: more of them round otherwise
         device = options.device or (f"cuda:{group.local}" if torch.cuda.is_available() else "cpu")
         classifier = make_classifier(options.classifier, device)
         with locked(options.folder) if group.first else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -79,13 +80,15 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
 
     Args:
         template: what settings do not say; its prompt and seed are not used.
-        name: for messages.
+        name: of the configuration, and of the folder of its pictures.
         settings: "preset": "off", one of PRESETS, or "negative", where the concept is the negative prompt instead; and
             any field of `SLDConfig` or `Request` to override.
 
     Raises:
-        ValueError: a preset or a field is unknown, or a value is out of range.
+        ValueError: the name cannot name a folder, a preset or a field is unknown, or a value is out of range.
     """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}")
     changes = dict(settings)
     base = changes.pop("preset", "off")
     hyper = {field.name for field in fields(SLDConfig)}

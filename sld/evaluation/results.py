@@ -123,13 +123,15 @@ def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Resu
     judges = {**about["classifiers"], **added}
     if unknown := [name for name in classifiers or () if name not in judges]:
         raise ValueError(f"{folder} holds no verdicts of {', '.join(unknown)}; there are {', '.join(judges) or 'none'}")
+    chosen = {name: judges[name] for name in classifiers or judges}
     records = []
     for path in sorted((folder / "chunks").glob("*.jsonl")):
         number = int(path.stem)
         made = store.read_chunk(path, {"run": run, "chunk": number})
         if made is None:
             raise ValueError(f"{path} is damaged: run the same command again, and it will be made again")
-        for name, protocol in added.items():
+        for name in added.keys() & chosen.keys():  # what another one could not judge is no failure of theirs
+            protocol = added[name]
             path = store.chunk_path(folder / "scores" / name, number)
             scores = store.read_chunk(path, store.scores_header(folder, protocol, number))
             if scores is None:
@@ -139,7 +141,6 @@ def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Resu
     order = {name: k for k, name in enumerate(about["configurations"])}
     place = {row["id"]: k for k, row in enumerate(rows)}
     records.sort(key=lambda r: (order[r.configuration], place[r.row], r.image))
-    chosen = {name: judges[name] for name in classifiers or judges}
     return Results(
         folder=folder,
         about={**about, "classifiers": chosen, "command": _command(folder)},

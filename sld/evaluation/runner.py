@@ -167,7 +167,8 @@ def evaluate(
     if ranks.first:
         store.agree(folder, evaluation.about)
         write_rows(folder, evaluation.prompts.rows)
-    missing = ranks.gather([n for n in range(len(evaluation.chunks)) if not finished(evaluation, folder, n)])[0]
+    every = range(len(evaluation.chunks)) if ranks.first else ()  # one looks for all
+    missing = ranks.gather([number for number in every if not finished(evaluation, folder, number)])[0]
     mine = missing[ranks.rank :: ranks.size]
     todo = sum(len(evaluation.chunks[number]) for number in mine) * evaluation.pictures_per_row
     done = 0
@@ -263,7 +264,8 @@ def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dic
         else:
             record["sha256"] = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
             record["verdicts"] = {c.name: asdict(c(picture)[0]) for c in evaluation.classifiers}
-            if (other := made.pictures.get(item._replace(configuration=baseline))) is not None:
+            other = made.pictures.get(item._replace(configuration=baseline))
+            if other is not None and other.shape == picture.shape:
                 record["distance"] = {
                     "rms": rms(other.numpy(), picture.numpy())[0],
                     "ssim": ssim(other.numpy(), picture.numpy())[0],

@@ -47,7 +47,8 @@ def score(
         )
     protocol = json.loads(json.dumps(dict(classifier.protocol)))
     target = folder / "scores" / classifier.name
-    numbers = [int(path.stem) for path in sorted((folder / "chunks").glob("*.jsonl"))]
+    chunks = sorted((folder / "chunks").glob("*.jsonl")) if ranks.first else ()  # one looks for all
+    numbers = [int(path.stem) for path in chunks]
     run = store.digest(about)
     missing = ranks.gather([
         n

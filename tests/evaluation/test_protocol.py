@@ -106,6 +106,12 @@ def test_a_configuration_that_cannot_be_is_an_error(settings, message):
         configuration(TEMPLATE, "mine", settings)
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
+def test_a_name_that_would_leave_the_runs_folder_is_an_error(name):
+    with pytest.raises(ValueError, match="also a folder's"):
+        configuration(TEMPLATE, name, {"preset": "off"})
+
+
 @pytest.mark.parametrize("wrong", [{"images": 0}, {"seeds": "random"}, {"base_seed": -1}])
 def test_a_protocol_that_cannot_be_is_an_error(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

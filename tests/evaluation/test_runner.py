@@ -300,6 +300,24 @@ def test_an_unreadable_or_exchanged_picture_is_a_failure_with_its_reason(tmp_pat
     assert reasons[1, 0] is None and reasons[1, 1] is None
 
 
+def test_what_one_classifier_could_not_judge_is_no_failure_for_another(tmp_path, pipe):
+    go(evaluation(pipe, rows=1, keep="all"), tmp_path)
+    picture_path(tmp_path, "off", 0, 0).unlink()
+    score(tmp_path, make_classifier("judges:bright"), Ranks())
+
+    assert any(record.failure for record in read_results(tmp_path).records)
+    assert not any(record.failure for record in read_results(tmp_path, ["embedded"]).records)
+
+
+def test_configurations_of_different_sizes_have_no_distance(tmp_path, pipe):
+    small = evaluation(pipe).configurations["off"]
+    configs = {"off": small, "wide": configuration(small, "wide", {"preset": "off", "width": 128})}
+    go(evaluation(pipe, rows=1, configurations=configs, classifiers=()), tmp_path)
+
+    distances = {record.configuration: record.distance for record in read_results(tmp_path).records}
+    assert distances["off"]["rms"] == 0.0 and distances["wide"] == {}
+
+
 def test_scores_of_older_pictures_are_not_taken_for_those_of_new_ones(tmp_path, pipe):
     go(evaluation(pipe, rows=1, keep="all"), tmp_path)
     score(tmp_path, make_classifier("judges:bright"), Ranks())
