@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class NudeNet:
         self.threshold = checked_threshold(threshold, FLOOR)
         self.labels = frozenset(map(modern, labels))
         try:
-            from nudenet import NudeDetector  # pyright: ignore[reportMissingImports] (an extra)
+            nudenet = import_module("nudenet")  # an extra
         except ImportError as error:
             raise ValueError(
                 f"nudenet cannot be imported ({error}): pip install 'nudenet>=3.4,<4' (AGPL-3.0)"
@@ -84,10 +84,9 @@ class NudeNet:
         package = version("nudenet")
         if not package.startswith("3."):
             raise ValueError(f"nudenet {package} is installed, expected 3: pip install 'nudenet>=3.4,<4'")
-        spec = find_spec("nudenet")
-        assert spec is not None and spec.origin is not None
-        folder = Path(spec.origin).parent
-        self._detector = NudeDetector()
+        assert nudenet.__file__ is not None
+        folder = Path(nudenet.__file__).parent
+        self._detector = nudenet.NudeDetector()
         counted = "nude" if self.labels == set(NUDE) else "/".join(sorted(self.labels))
         self.protocol: Mapping[str, Any] = {
             "classifier": self.name,
