@@ -1,9 +1,8 @@
 """Runs: resumable, spread, the same to the bit, and adding up whatever fails.
 
-Mutants, not all of them tried yet:
-chunks assigned without looking at what is there, checksum not compared on going on, records
-written before the pictures, a failed picture dropped, out of memory not caught, the batch not halved, distance to the
-wrong image, "flagged" keeping the flagged configuration alone.
+Mutants seen to fail here: chunks made again whatever is there, a failed picture dropped, one that is not finite taken,
+the batch not halved, distance to the wrong image, "flagged" keeping the flagged configuration alone, an exchanged
+picture judged, scores of older pictures taken, failures of an unchosen classifier counted.
 """
 
 import hashlib

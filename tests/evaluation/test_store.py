@@ -1,7 +1,6 @@
 """The files of a run.
 
-Mutants, not all of them tried yet:
-checksum not compared, header not compared, file written in place, lock not taken, order of
+Mutants seen to fail here: checksum not compared, header not compared, file written in place, lock shared, order of
 configurations not compared.
 """
 
