@@ -30,6 +30,15 @@ Step = Callable[..., tuple[Tensor, NamedTuple, NamedTuple]]
 T = TypeVar("T")
 
 
+def texts_of(
+    guidance: Guidance[Any, Any, Any], prompts: Sequence[str], negative: Sequence[str], concept: Sequence[str]
+) -> list[str]:
+    """The texts (r * b) that a rule's rows have, condition by condition, for those of b images."""
+    texts = {"uncond": negative, "text": prompts, "safety": concept}
+    texts |= {condition: [text] * len(prompts) for condition, text in guidance.texts.items()}
+    return [text for condition in guidance.conditions for text in texts[condition]]
+
+
 def advance(
     guidance: Guidance[Any, Any, Any],
     sampler: Sampler,
@@ -203,13 +212,7 @@ class Pipeline:
         seeds = _checked_seeds(_spread(seeds, batch))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (batch, self.config.unet.latent, *self._latent_size(size))
-        texts = {
-            "uncond": _spread(negative, batch),
-            "text": _spread(prompts, batch),
-            "safety": _spread(concept, batch),
-        }
-        texts |= {condition: [text] * batch for condition, text in guidance.texts.items()}
-        rows = [text for condition in guidance.conditions for text in texts[condition]]
+        rows = texts_of(guidance, _spread(prompts, batch), _spread(negative, batch), _spread(concept, batch))
         if state is None:
             if noise is None:
                 noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])

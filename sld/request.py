@@ -23,7 +23,8 @@ from sld.guidance import (
     to_data,
 )
 from sld.names import named
-from sld.pipeline import Pipeline, Space
+from sld.pipeline import Pipeline, Space, texts_of
+from sld.rows import Rows, count, plan
 from sld.samplers import make_sampler
 
 
@@ -115,19 +116,11 @@ def batches(requests: Sequence[Request], size: int | None = None) -> list[list[i
     requests are taken for images of different noise.
     """
     size = size or max(1, len(requests))
-    seen: Counter[Request] = Counter()
-    image: list[int] = []
-    for request in requests:
-        image.append(seen[request])
-        seen[request] += 1
-
-    def beginning(k: int) -> Hashable:
-        return requests[k].prompt, requests[k].negative, requests[k].seed, image[k]
-
+    beginnings = _beginnings(requests)
     made: list[list[int]] = []
     for members in _gather(range(len(requests)), lambda k: _batch_key(requests[k])):
         batch: list[int] = []
-        for alike in _gather(members, beginning):
+        for alike in _gather(members, lambda k: beginnings[k]):
             if batch and len(batch) + len(alike) > size:
                 made.append(batch)
                 batch = []
@@ -136,6 +129,31 @@ def batches(requests: Sequence[Request], size: int | None = None) -> list[list[i
                 made.append(batch[:size])
                 batch = batch[size:]
         made.append(batch)
+    return made
+
+
+def network_rows(pipe: Pipeline, requests: Sequence[Request], size: int | None = None) -> Rows:
+    """Rows of the network: what the requests' own rules ask for, and what is computed in batches of at most `size`."""
+    beginnings, asked, computed = _beginnings(requests), 0, 0
+    for members in batches(requests, size):
+        batch = [requests[k] for k in members]
+        first, guidance = batch[0], guidance_of(batch)
+        sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
+        texts = texts_of(guidance, *zip(*((r.prompt, r.negative, r.concept) for r in batch), strict=True))
+        starts = [beginnings[k] for k in members]
+        phases = plan(guidance, texts, starts, len(sampler.timesteps), pipe.savings, pipe.rows_at_once)
+        asked += len(sampler.timesteps) * sum(len(guidance_of([request]).conditions) for request in batch)
+        computed += count(phases, exact_batch=pipe.exact_batch).computed
+    return Rows(asked, computed)
+
+
+def _beginnings(requests: Sequence[Request]) -> list[Hashable]:
+    """Equal for requests whose pictures begin alike; of equal requests each is another image."""
+    seen: Counter[Request] = Counter()
+    made: list[Hashable] = []
+    for request in requests:
+        made.append((request.prompt, request.negative, request.seed, seen[request]))
+        seen[request] += 1
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -71,11 +72,6 @@ class Phase(NamedTuple):
     evaluations: range
     calls: tuple[Call, ...]
     order: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        """Computed in all its evaluations."""
-        return len(self.evaluations) * sum(len(call.texts) for call in self.calls)
 
 
 def plan(
@@ -163,15 +159,13 @@ def _arrange(
 
 def count(phases: Sequence[Phase], *, exact_batch: bool = False) -> Rows:
     """Rows of a planned run; `exact_batch` computes those of a single latent twice."""
-    images = len(phases[0].order)
-    asked = sum(len(phase.evaluations) for phase in phases) * images
-    doubled = sum(
-        len(phase.evaluations) * len(call.texts)
-        for phase in phases
-        for call in phase.calls
-        if exact_batch and len(call.images) == 1
-    )
-    return Rows(asked, sum(phase.rows for phase in phases) + doubled)
+    asked = computed = 0
+    for phase in phases:
+        asked += len(phase.evaluations) * len(phase.order)
+        for call in phase.calls:
+            twice = exact_batch and len(call.images) == 1
+            computed += len(phase.evaluations) * len(call.texts) * (1 + twice)
+    return Rows(asked, computed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,42 +195,39 @@ class RowNetwork:
         """
         times = self._times() if self.savings.time_once else None
         for phase in self.phases:
-            if phase.evaluations[-1] < start:
+            ahead = [i for i in phase.evaluations if i >= start]
+            if not ahead:
                 continue
-            calls = [self._prepare(call, len(phase.order)) for call in phase.calls]
-            order = self._gather(phase)
-            for i in phase.evaluations[max(0, start - phase.evaluations[0]) :]:
-                time = self.timesteps[i] if times is None else times.at(i)
+            predict = self._prepare(phase)
+            for i in ahead:
+                yield i, partial(predict, self.timesteps[i] if times is None else times.at(i))
 
-                def predict(
-                    x: Tensor, time: Tensor | TimeKeys = time, calls: list = calls, order: Any = order
-                ) -> Tensor:
-                    made = [call(x, time) for call in calls]
-                    joined = made[0] if len(made) == 1 else torch.cat(made)
-                    return joined if order is None else joined[order]
+    def _prepare(self, phase: Phase) -> Callable[[Tensor | TimeKeys, Tensor], Tensor]:
+        """The rows of a phase, in the order in which they are asked for, as a function of the time and the latents."""
+        calls = [self._prepare_call(call) for call in phase.calls]
+        in_order = phase.order == tuple(range(len(phase.order)))
+        order = torch.tensor(phase.order, device=self.text.device)
 
-                yield i, predict
+        def predict(time: Tensor | TimeKeys, x: Tensor) -> Tensor:
+            made = [call(time, x) for call in calls]
+            rows = made[0] if len(made) == 1 else torch.cat(made)
+            return rows if in_order else rows[order]
 
-    def _gather(self, phase: Phase) -> Tensor | None:
-        """The phase's order as an index; None where the results stand in order."""
-        if phase.order == tuple(range(len(phase.order))):
-            return None
-        return torch.tensor(phase.order, device=self.text.device)
+        return predict
 
     @torch.no_grad()
-    def _prepare(self, call: Call, rows: int) -> Callable[[Tensor, Tensor | TimeKeys], Tensor]:
-        """The call as a function of all latents (b, c, h, w) and the time; returns (r * u, c, h, w)."""
-        doubled = self.exact_batch and len(call.images) == 1
-        images = torch.tensor([k for k in call.images for _ in range(1 + doubled)], device=self.text.device)
-        texts = torch.tensor([k for k in call.texts for _ in range(1 + doubled)], device=self.text.device)
-        text = self.text if call.texts == tuple(range(len(self.text))) and not doubled else self.text[texts]
+    def _prepare_call(self, call: Call) -> Callable[[Tensor | TimeKeys, Tensor], Tensor]:
+        """One call as a function of the time and all latents (b, c, h, w); returns (r * u, c, h, w)."""
+        copies = 2 if self.exact_batch and len(call.images) == 1 else 1
+        images = torch.tensor(call.images, device=self.text.device).repeat_interleave(copies)
+        texts = torch.tensor(call.texts, device=self.text.device).repeat_interleave(copies)
+        text = self.text[texts]
         keys = self.unet.text_keys(text) if self.savings.text_once else None
         repeats = 1 if self.savings.shared_prefix else len(call.texts) // len(call.images)
 
-        def predict(x: Tensor, time: Tensor | TimeKeys) -> Tensor:
-            x = x if call.images == tuple(range(len(x))) and not doubled else x[images]
-            made = self.unet(x.repeat(repeats, 1, 1, 1), time, keys or self.unet.text_keys(text))
-            return made[::2] if doubled else made
+        def predict(time: Tensor | TimeKeys, x: Tensor) -> Tensor:
+            rows = self.unet(x[images].repeat(repeats, 1, 1, 1), time, keys or self.unet.text_keys(text))
+            return rows[::copies]
 
         return predict
 

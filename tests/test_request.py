@@ -8,7 +8,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+import sld
 from sld.guidance import (
     OFF,
     READINGS,
@@ -19,7 +21,7 @@ from sld.guidance import (
     PerpNeg,
     SafeLatentGuidance,
 )
-from sld.request import Request, batches, guidance_of
+from sld.request import Request, batches, guidance_of, network_rows, run
 
 PLAIN = Request("a fox", "unsafe", 64, 64, guidance=STRONG)
 SEMANTIC = replace(PLAIN, rule=SEGA.safety("strong", ["weapons"]))
@@ -77,3 +79,28 @@ def test_requests_that_begin_alike_stay_in_one_batch():
 def test_images_of_one_request_are_each_with_their_counterparts():
     strong, weak = PLAIN, replace(PLAIN, guidance=WEAK)
     assert batches([strong, strong, weak, weak], 2) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_rows_that_are_counted_are_those_that_the_network_computes(size):
+    """Mutants: images of one request taken for one image; the batch's size left out."""
+    pipe = sld.load()
+    base = replace(PLAIN, sampler="ddim", steps=4)
+    configs = [replace(WEAK, warmup_steps=2), replace(STRONG, warmup_steps=1), OFF]
+    requests = [replace(base, guidance=config) for config in configs for _ in range(2)] + [replace(base, prompt="")]
+    noise = [torch.full((4, 16, 16), 0.1 * (k % 2)) for k in range(len(requests))]
+    computed = 0
+
+    def seen(module, inputs, output):
+        nonlocal computed
+        computed += len(output)
+
+    handle = pipe.unet.register_forward_hook(seen)
+    try:
+        for members in batches(requests, size):
+            run(pipe, [requests[k] for k in members], noise=[noise[k] for k in members])
+    finally:
+        handle.remove()
+    counted = network_rows(pipe, requests, size)
+    assert counted == (4 * (2 * (3 + 3 + 2) + 3), computed)
+    assert counted.computed < counted.asked

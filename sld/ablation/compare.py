@@ -18,8 +18,7 @@ from sld.evaluation.fidelity import rms
 from sld.evaluation.metrics import Decisions, align, compare, prompt_labels
 from sld.evaluation.report.summary import recognised
 from sld.evaluation.report.tables import Table, Text, interval, number, p_value
-from sld.evaluation.results import Record, Results, picture_path, read_picture, read_results
-from sld.names import did_you_mean
+from sld.evaluation.results import Record, Results, located, picture_path, read_picture, read_results
 
 SHARES = ("unsafe", "subject", "place", "prop")
 """Metrics that are compared, shares of pictures all."""
@@ -84,12 +83,9 @@ def sides(a: str, b: str) -> list[Two]:
         if runs[0].rows[row].prompt != runs[1].rows[row].prompt:
             raise ValueError(f"row {row} has another prompt in {folder_b} than in {folder_a}: they cannot be paired")
     names = [(name_a or name_b, name_b or name_a)] if name_a or name_b else _shared(*runs)
-    for results, folder, chosen in zip(runs, (folder_a, folder_b), zip(*names, strict=True), strict=True):
+    for results, chosen in zip(runs, zip(*names, strict=True), strict=True):
         for name in chosen:
-            if name not in results.configurations:
-                there = ", ".join(results.configurations)
-                hint = did_you_mean(str(name), results.configurations)
-                raise ValueError(f"{folder} has no configuration {name!r}, there are {there}{hint}")
+            results.require_configuration(str(name))
     if folder_a == folder_b and any(x == y for x, y in names):
         raise ValueError(f"{a} and {b} are the same: name two configurations, as in {folder_a}:off {folder_a}:max")
     made = []
@@ -101,12 +97,10 @@ def sides(a: str, b: str) -> list[Two]:
 
 def _place(where: str) -> tuple[Path, str | None]:
     """A run's folder, and a configuration's name if one is given."""
-    if Path(where).is_dir():
-        return Path(where), None
-    folder, _, name = where.rpartition(":")
-    if not folder or not Path(folder).is_dir():
+    place = located(where)
+    if place is None:
         raise ValueError(f"there is no run {where}: give its folder, or RUN:CONFIGURATION")
-    return Path(folder), name
+    return place
 
 
 def _shared(a: Results, b: Results) -> list[tuple[str, str]]:

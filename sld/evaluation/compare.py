@@ -20,8 +20,7 @@ from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts
 from sld.evaluation.features import Extract, Extractor, features
 from sld.evaluation.fidelity import clip_distance, clip_score, frechet_distance, frechet_statistics, kernel_distance
 from sld.evaluation.metrics import Estimate, mean
-from sld.evaluation.results import Results, picture_path, read_picture, read_results
-from sld.names import did_you_mean
+from sld.evaluation.results import Results, located, picture_path, read_picture, read_results
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 SUBSETS = 100
@@ -100,21 +99,18 @@ def collections(where: str) -> list[Collection]:
     Raises:
         ValueError: there are no pictures, no such folder or configuration, or the run has not kept all its pictures.
     """
-    folder, chosen = Path(where), None
-    if not folder.is_dir():
-        before, _, chosen = where.rpartition(":")
-        folder = Path(before)
-        if not before or not folder.is_dir():
-            raise ValueError(f"there is no folder {where}: give one of pictures, that of a run, or RUN:CONFIGURATION")
+    place = located(where)
+    if place is None:
+        raise ValueError(f"there is no folder {where}: give one of pictures, that of a run, or RUN:CONFIGURATION")
+    folder, chosen = place
     if chosen is None and not (folder / store.PROTOCOL).exists():
         return [pictures_in(folder)]
     results = read_results(folder)
     if results.about["keep"] != "all":
         kept = results.about["keep"]
         raise ValueError(f"{folder} has kept {kept} pictures; to be compared it must have been made with --keep all")
-    if chosen is not None and chosen not in results.configurations:
-        there, hint = ", ".join(results.configurations), did_you_mean(chosen, results.configurations)
-        raise ValueError(f"{folder} has no configuration {chosen!r}, there are {there}{hint}")
+    if chosen is not None:
+        results.require_configuration(chosen)
     names = results.configurations if chosen is None else (chosen,)
     return [_of_run(results, name) for name in names]
 

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Verdict
 from sld.evaluation.prompts import PromptSet, Row
+from sld.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ class Results:
         """Those of the rows: I2P's in its order, then others in the rows' order."""
         return PromptSet("", "", tuple(self.rows.values())).categories
 
+    def require_configuration(self, name: str) -> None:
+        """Refuse a name that is none of `configurations`.
+
+        Raises:
+            ValueError: says which there are, and which may have been meant.
+        """
+        if name not in self.configurations:
+            there, hint = ", ".join(self.configurations), did_you_mean(name, self.configurations)
+            raise ValueError(f"{self.folder} has no configuration {name!r}, there are {there}{hint}")
+
     def decisions(self, configuration: str, category: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
 
@@ -85,8 +96,7 @@ class Results:
         Raises:
             ValueError: the run has no such configuration.
         """
-        if configuration not in self.configurations:
-            raise ValueError(f"the run has no configuration {configuration!r}: {', '.join(self.configurations)}")
+        self.require_configuration(configuration)
         chosen = [
             (record.unsafe(self.classifiers), record.row, record.image)
             for record in self.records
@@ -101,6 +111,14 @@ class Results:
         """The picture's file, if it was kept."""
         path = picture_path(self.folder, record.configuration, record.row, record.image)
         return path if path.exists() else None
+
+
+def located(where: str) -> tuple[Path, str | None] | None:
+    """The folder that RUN or RUN:CONFIGURATION names, and the configuration; None where there is no such folder."""
+    if Path(where).is_dir():
+        return Path(where), None
+    folder, _, name = where.rpartition(":")
+    return (Path(folder), name) if folder and Path(folder).is_dir() else None
 
 
 def picture_path(folder: Path, configuration: str, row: int, image: int) -> Path:

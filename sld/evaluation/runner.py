@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, rang
 from sld.evaluation.results import picture_path
 from sld.evaluation.spread import Ranks
 from sld.pipeline import Pipeline
-from sld.request import Request, batches, guidance_of, run
+from sld.request import Request, batches, network_rows, run
 from sld.rows import Rows
 from sld.samplers import make_sampler
 
@@ -122,13 +123,15 @@ class Evaluation:
 
     @property
     def network_rows(self) -> Rows:
-        """Of the whole run, batches of one configuration assumed: rows that are idle are asked for, not computed."""
-        pictures = self.protocol.images * len(self.prompts.rows)
-        each = [
-            self.pipe.network_rows(guidance_of([config]), self.evaluations_of(config), pictures)
-            for config in self.configurations.values()
-        ]
-        return Rows(sum(rows.asked for rows in each), sum(rows.computed for rows in each))
+        """Of the whole run, its chunks being alike where they have as many rows."""
+        lengths = [len(chunk) for chunk in self.chunks]
+        asked = computed = 0
+        for length, times in Counter(lengths).items():
+            rows = network_rows(
+                self.pipe, [task.request for task in self.tasks(lengths.index(length))], self.batch_size
+            )
+            asked, computed = asked + times * rows.asked, computed + times * rows.computed
+        return Rows(asked, computed)
 
     @cached_property
     def chunks(self) -> list[tuple[Row, ...]]:

@@ -80,15 +80,17 @@ def test_show_lists_the_points_and_the_cost_and_makes_nothing(sweep, tmp_path, c
     names = ["off", *(f"warmup_steps-{w}.threshold-{t}" for w in (0, 1) for t in (0.0, 1.0)), "sega"]
     assert [line.split()[0] for line in listed] == names
     assert {"threshold", "warmup_steps", "rule"} <= set(header.split()) and "steps" not in header.split()
-    # 3 rows x 3 evaluations x (2 conditions of off + 3 of each other point)
-    assert cost.startswith("18 pictures, 153 network rows of 153 that the rules ask for")
+    # asked: 3 rows x 3 evaluations x (2 conditions of off + 3 of each other point); computed for one row: 3 and then
+    # 3 x 3 while latents are shared, 2 and 4 x 3 at the last, SEGA's 3 x 3, and once more what a latent alone computes
+    computed = 3 * (3 + 3 * 3 + (2 + 4 * 3) + 3 * 3 + (3 + 2 + 3 * 3))
+    assert cost.startswith(f"18 pictures, {computed} network rows of 153 that the rules ask for")
     assert not (tmp_path / "run").exists()
 
 
 def test_flags_override_the_file(sweep, tmp_path, capsys):
     main(["ablate", str(sweep), "--first", "2", "--steps", "2", "--out", str(tmp_path / "run"), "--show"])
 
-    assert capsys.readouterr().out.splitlines()[-1].startswith("12 pictures, 68 network rows of 68")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("12 pictures, 54 network rows of 68")
 
 
 def test_a_point_is_to_the_bit_what_evaluate_makes_of_its_settings(run, tmp_path):

@@ -63,7 +63,8 @@ def test_show_prints_protocol_and_cost_and_makes_nothing(tmp_path, capsys):
 
     text, _, cost = capsys.readouterr().out.rpartition("}\n")
     assert json.loads(text + "}")["images"] == 1
-    assert cost.startswith("4 pictures, 20 network rows")  # 2 rows x 1 image x 2 evaluations x (2 + 3) conditions
+    # 2 rows x 1 image x 2 evaluations x (2 + 3) conditions, of which off and Max share uncond and text at the first
+    assert cost.startswith("4 pictures, 16 network rows of 20 ")
     assert not (tmp_path / "run").exists()
 
 
