@@ -28,6 +28,7 @@ from sld.guidance.sld import (
     safe_latent_guidance,
     safety_mask,
 )
+from sld.guidance.sparse import Sparse
 from sld.guidance.trace import Trace, Traced
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "SLDParams",
     "SafeLatentConcepts",
     "SafeLatentGuidance",
+    "Sparse",
     "TextPrediction",
     "Trace",
     "Traced",

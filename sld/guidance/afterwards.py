@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, final
 
@@ -208,8 +208,8 @@ class Composed(Guidance[Any, ComposedState, ComposedParams]):
     def texts(self) -> Mapping[str, str]:
         return self.rule.texts
 
-    def split(self, predictions: Tensor) -> Any:
-        return self.rule.split(predictions)
+    def named(self, predictions: Sequence[Tensor]) -> Any:
+        return self.rule.named(predictions)
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
         """Outside the interval everything but the text; inside it what the rule says."""

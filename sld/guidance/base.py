@@ -61,7 +61,11 @@ class Guidance(ABC, Generic[Rows, State, Params]):
 
     def split(self, predictions: Tensor) -> Rows:
         """The rows of predictions (r * b, c, h, w), condition by condition."""
-        return cast(Rows, self.rows._make(predictions.chunk(len(self.conditions))))
+        return self.named(predictions.chunk(len(self.conditions)))
+
+    def named(self, predictions: Sequence[Tensor]) -> Rows:
+        """The rows, from one prediction (b, c, h, w) for each condition."""
+        return cast(Rows, self.rows._make(predictions))
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
         """Conditions whose prediction at evaluation i of `steps` changes nothing in this run's latents, whatever it is.

@@ -50,8 +50,8 @@ class ConceptGuidance(Guidance[ConceptPredictions, State, Params]):
     def conditions(self) -> tuple[str, ...]:
         return ("uncond", "text", *self.texts)
 
-    def split(self, predictions: Tensor) -> ConceptPredictions:
-        uncond, text, *concepts = predictions.chunk(len(self.conditions))
+    def named(self, predictions: Sequence[Tensor]) -> ConceptPredictions:
+        uncond, text, *concepts = predictions
         return ConceptPredictions(uncond, text, tuple(concepts))
 
 

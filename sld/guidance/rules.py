@@ -22,6 +22,7 @@ from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
 from sld.guidance.sega import SEGA, Edit
 from sld.guidance.sld import Rule, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
+from sld.guidance.sparse import Sparse
 from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.names import did_you_mean, named
 
@@ -34,6 +35,7 @@ RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
     "perp-neg": PerpNeg,
     "dynamic": DynamicNegativeGuidance,
     "composed": Composed,
+    "sparse": Sparse,
 }
 """Every rule by name."""
 
@@ -167,4 +169,5 @@ _CODECS: dict[type[Any], dict[str, Codec]] = {
         "rule": Codec(to_data, from_data, "of"),
         "after": _each(partial(_write_named, AFTERWARDS), partial(_read_named, AFTERWARDS)),
     },
+    Sparse: {"rule": Codec(to_data, from_data, "of")},
 }

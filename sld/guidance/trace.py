@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
@@ -151,10 +151,10 @@ class Traced(Guidance[TracedRows, TracedState, TracedParams]):
         """The conditions that are concepts, in the order of the trace."""
         return tuple(condition for condition in self.conditions if condition not in Contrast._fields)
 
-    def split(self, predictions: Tensor) -> TracedRows:
-        by_name = dict(zip(self.conditions, predictions.chunk(len(self.conditions)), strict=True))
+    def named(self, predictions: Sequence[Tensor]) -> TracedRows:
+        by_name = dict(zip(self.conditions, predictions, strict=True))
         concepts = tuple(by_name[condition] for condition in self.concepts)
-        return TracedRows(by_name["uncond"], by_name["text"], concepts, self.rule.split(predictions))
+        return TracedRows(by_name["uncond"], by_name["text"], concepts, self.rule.named(predictions))
 
     def params(
         self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

@@ -29,6 +29,7 @@ from sld.guidance import (
     PerpNeg,
     Rescale,
     SafeLatentConcepts,
+    Sparse,
 )
 
 STEPS = 18  # more than Weak's warm-up
@@ -67,6 +68,12 @@ CASES = {
     ),
     "rescale": Case(Composed(CFG, (Rescale(0.7),)), Composed(CFG, (Rescale(0.2),)), 5, NETWORK),
     "apg": Case(Composed(CFG, (APG(),)), Composed(CFG, (APG(0.5, 9.0, 0.2),)), 5, NETWORK),
+    "sparse": Case(
+        Sparse(SafeLatentConcepts.alike(["a", "b"], WEAK)),
+        Sparse(SafeLatentConcepts.alike(["a", "b"], MAX), 3),
+        1,
+        EXACT,
+    ),
     "interval": Case(Composed(CFG), Composed(CFG, begin=0.2, end=0.7), 1, EXACT),
 }
 

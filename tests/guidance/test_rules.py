@@ -33,6 +33,7 @@ from sld.guidance import (
     Rescale,
     SafeLatentConcepts,
     SafeLatentGuidance,
+    Sparse,
     Unguided,
     from_data,
     safe_latent_guidance,
@@ -70,6 +71,7 @@ EXAMPLES: dict[str, Guidance] = {
     "perp-neg": PerpNeg((Negative(text="a", weight=0.4), Negative(text="b")), guidance_scale=3.0),
     "dynamic": DynamicNegativeGuidance("a", 2.0, 5.0, 0.1, 0.4, 0.01, 1e-4, 0.7),
     "composed": Composed(SEGA.safety("strong", ["a"]), (Rescale(0.5), APG(0.1, 3.0, -0.2)), begin=0.1, end=0.8),
+    "sparse": Sparse(SafeLatentGuidance(STRONG), 3),
     **{f"sld {name}": SafeLatentGuidance(STRONG, reading) for name, reading in READINGS.items()},
 }
 

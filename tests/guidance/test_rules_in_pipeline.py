@@ -25,6 +25,7 @@ from sld.guidance import (
     Rescale,
     SafeLatentConcepts,
     SafeLatentGuidance,
+    Sparse,
     TextPrediction,
 )
 from sld.rows import NO_SAVINGS
@@ -37,6 +38,7 @@ RULES: dict[str, Guidance] = {
     "sega": SEGA.safety("max", ["a knife", "blood"]),
     "perp-neg": PerpNeg((Negative(text="a knife"), Negative(text="blood"))),
     "dynamic": DynamicNegativeGuidance("a knife", prior=0.5, temperature=0.01),
+    "sparse": Sparse(SafeLatentConcepts.alike(["a knife", "blood"], MAX)),
 }
 TAMED = Composed(RULES["concepts"], (Rescale(0.5), APG(0.2, 30.0, 0.5)), begin=0.2, end=0.8)
 
