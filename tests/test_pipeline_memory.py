@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import EXACT, NETWORK
-from live import LiveBytes
+from benchmarks.live import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 

@@ -1,0 +1,1 @@
+"""What things cost, side by side with diffusers; `python -m benchmarks`. Not part of the package."""

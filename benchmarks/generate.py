@@ -1,0 +1,61 @@
+"""Whole pictures from prompt to pixels, against diffusers' safe pipeline and against its plain one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import by_turns, seconds
+from benchmarks.setup import Setup
+from benchmarks.sides import Work, difference, our_pictures, ours, their_pictures, theirs
+from sld.guidance import STRONG, WEAK, SafeLatentGuidance, Sparse
+from sld.pipeline import Pipeline
+
+PRICES = {"price_of_cfg": 1, "price_of_cfg_every_2nd": 2, "price_of_cfg_every_3rd": 3}
+"""SLD with a safety row at every k-th evaluation, against diffusers' plain pipeline."""
+
+
+def run(setup: Setup) -> dict[str, Any]:
+    """SLD against StableDiffusionPipelineSafe: eager and compiled, Strong and Weak; and the price of plain CFG."""
+    device, side = setup.device, setup.latent * 8
+    strong, weak = Work(STRONG, "pndm", setup.steps, side), Work(WEAK, "ddim", setup.long_steps, side)
+    first, second = replace(strong, steps=2), replace(strong, steps=3)  # after two numbers of steps any will do
+    eager = ours(setup.folder, device, setup.dtype)
+    results: dict[str, Any] = {}
+
+    def compare(name: str, pipe: Pipeline, other: Any, work: Work, rule: Any = None) -> float:
+        made: list[Tensor] = []
+        timing = by_turns(
+            device,
+            lambda: made.append(our_pictures(pipe, work, rule)),
+            lambda: made.append(their_pictures(other, work)),
+            setup.runs,
+            warm=False,
+        )
+        results[name] = timing.to_dict()
+        if other is safe:
+            results[name]["difference"] = difference(made[0], made[1])
+        return timing.ratio
+
+    safe = theirs(setup.folder, device, setup.dtype)
+    results["ratio_generate_eager"] = compare("generate_eager", eager, safe, strong)
+    results["ratio_generate_weak"] = compare("generate_weak", eager, safe, weak)
+
+    compiled = eager.compile(**setup.compiler)
+    results["first_compiled_picture_s"] = seconds(device, lambda: our_pictures(compiled, first))
+    our_pictures(compiled, second)
+    over_eager = compare("generate_compiled_over_eager", compiled, safe, strong)
+    results["ratio_generate_compiled_over_eager"] = over_eager
+    safe.unet = torch.compile(safe.unet, **setup.compiler)
+    results["first_compiled_picture_of_diffusers_s"] = seconds(device, lambda: their_pictures(safe, first))
+    results["ratio_generate_compiled"] = compare("generate_compiled", compiled, safe, strong)
+
+    plain = theirs(setup.folder, device, setup.dtype, safe=False)
+    for name, every in PRICES.items():
+        rule = SafeLatentGuidance(STRONG) if every == 1 else Sparse(SafeLatentGuidance(STRONG), every)
+        our_pictures(compiled, first, rule), our_pictures(compiled, second, rule)
+        results[f"ratio_{name}"] = compare(name, compiled, plain, strong, rule)
+    return results
