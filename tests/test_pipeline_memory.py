@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import EXACT, NETWORK
-from benchmarks.live import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import sld
+from benchmarks.live import LiveBytes
 from sld.config import SD15
 from sld.guidance import STRONG, SafeLatentGuidance
 from sld.models.layers import on_device
