@@ -1,0 +1,112 @@
+"""The embedded model as one that predicts v, and SLD's presets on it in both guidance spaces.
+
+`python -m sld.testbed.velocity --out runs/space` (540 pictures) judges the presets on mini-I2P, the rows guided as v,
+as the reference does ("raw"), and as the eps they stand for ("eps"), and prints the shares. v follows from eps, x and
+the noise level, so nothing is trained: the distribution of the pictures stays what it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+import sld
+from sld.evaluation.classifiers import make_classifier
+from sld.evaluation.metrics import prompt_labels, share
+from sld.evaluation.prompts import Selection, read_prompts
+from sld.evaluation.protocol import Protocol, configuration
+from sld.evaluation.results import read_results
+from sld.evaluation.runner import Evaluation, evaluate
+from sld.evaluation.spread import ranks
+from sld.models.layers import repeat_rows
+from sld.models.unet import TextKeys, UNet
+from sld.pipeline import Pipeline, Space
+from sld.request import Request
+from sld.rows import Savings
+from sld.samplers import Schedule
+
+PRESETS = ("weak", "medium", "strong", "max")
+
+
+class Velocity(nn.Module):
+    """A UNet that predicts eps, as one that predicts v."""
+
+    def __init__(self, unet: UNet, schedule: Schedule) -> None:
+        super().__init__()
+        self.unet, self.schedule = unet, schedule
+
+    @property
+    def conv_in(self) -> nn.Conv2d:
+        return self.unet.conv_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def text_keys(self, text: Tensor) -> TextKeys:
+        return self.unet.text_keys(text)
+
+    def forward(self, x: Tensor, t: Tensor, text: TextKeys) -> Tensor:
+        """v (r * b, c, h, w), for latents x (b, c, h, w) at timesteps t, () or (b,)."""
+        eps = self.unet(x, t, text)
+        level = self.schedule.level(t)
+        return (eps - level.noise * repeat_rows(x, len(eps))) / level.signal
+
+
+def predicting_v(pipe: Pipeline) -> Pipeline:
+    """A pipeline that predicts eps, as one that predicts v and samples the same distribution.
+
+    Raises:
+        ValueError: it predicts v already.
+    """
+    if pipe.schedule.prediction != "eps":
+        raise ValueError(f"{pipe.config.name} predicts {pipe.schedule.prediction} already")
+    config = replace(
+        pipe.config, name=f"{pipe.config.name} as v", schedule=replace(pipe.config.schedule, prediction="v")
+    )
+    schedule = replace(pipe.schedule, prediction="v")
+    network = cast(UNet, Velocity(pipe.unet, pipe.schedule))
+    # the noise level is read from the timestep, which precomputed keys no longer tell
+    return replace(pipe, config=config, unet=network, schedule=schedule, savings=Savings(time_once=False))
+
+
+def run(folder: Path, first: int) -> str:
+    """Make what is missing of the comparison; a table of unsafe shares with 95 % intervals, clustered by prompt."""
+    pipe = predicting_v(sld.load())
+    template = Request("", pipe.concept, pipe.config.size, pipe.config.size, sampler="ddim")
+    configurations = {"off": configuration(template, "off", {"preset": "off"})}
+    for preset in PRESETS:
+        for space in get_args(Space):
+            configurations[f"{preset}-{space}"] = configuration(template, preset, {"preset": preset, "space": space})
+    with ranks() as group:
+        evaluation = Evaluation(
+            pipe=pipe,
+            prompts=Selection(first=first).apply(read_prompts("mini-i2p")),
+            configurations=configurations,
+            protocol=Protocol(images=1),
+            classifiers=[make_classifier("embedded")],
+            keep="all",
+        )
+        evaluate(evaluation, folder, group)
+    results = read_results(folder)
+    texts = {number: row.prompt for number, row in results.rows.items()}
+    lines = []
+    for name in results.configurations:
+        unsafe, rows, _ = results.decisions(name)
+        estimate = share(unsafe, prompt_labels(rows, texts))
+        lines.append(f"{name:12} {100 * estimate.value:5.1f} % ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m sld.testbed.velocity", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=60, help="prompts of mini-i2p (%(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(run(args.out, args.first))
