@@ -32,7 +32,7 @@ from sld.evaluation.results import Record
 WIDE = 9.6  # inches: two panels
 PANEL = 3.3
 CURVES, PLANES = 6, 3
-"""Curves in a panel, and heat maps of two axes, at most."""
+"""Curves in a panel, of which there may be several, and heat maps of two axes, at most."""
 
 NEUTRAL, FRONT = COLOURS[0], COLOURS[4]
 COLUMNS, SEEDS = 10, 6
@@ -318,11 +318,12 @@ def dots(board: Board) -> Figure:
 
 def _curves(board: Board) -> Iterator[Plot]:
     for axis in _axes(board):
-        families = _families(board, axis)
-        if families and board.metrics:
-            base = board.points[0].label
-            says = f"What {_axis(axis)} does, all else alike, with 95 % intervals; dashed: the baseline {base}"
-            yield render(f"curve-{_file(axis)}", says, partial(curves, board, axis, families))
+        families = list(_families(board, axis).items()) if board.metrics else []
+        base = board.points[0].label
+        says = f"What {_axis(axis)} does, all else alike, with 95 % intervals; dashed: the baseline {base}"
+        for k, start in enumerate(range(0, len(families), CURVES)):
+            shown = dict(families[start : start + CURVES])
+            yield render(f"curve-{_file(axis)}" + f"-{k}" * (k > 0), says, partial(curves, board, axis, shown))
 
 
 def _axes(board: Board) -> list[Axis]:
@@ -349,8 +350,7 @@ def _families(board: Board, axis: Axis) -> dict[str, list[tuple[float, Point]]]:
             found.setdefault(_others(point, axis), []).append((float(value.value), point))
     families = sorted((f for f in found.values() if len(f) > 1), key=lambda f: -sum(len(p.axes) for _, p in f))
     return {
-        _common([point for _, point in family], axis): sorted(family, key=lambda pair: pair[0])
-        for family in families[:CURVES]
+        _common([point for _, point in family], axis): sorted(family, key=lambda pair: pair[0]) for family in families
     }
 
 
