@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--pairs", type=int, help="how often a call of the UNet is timed on each side")
     parser.add_argument("--runs", type=int, help="how often a picture is")
+    parser.add_argument("--latent", type=int, help="side of the latents (32; pictures have 8 times as many pixels)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -50,6 +51,7 @@ def main() -> None:
     device = Device(args.device, args.dry_run)
     config = TINY if args.dry_run else SMALL if args.quick else FULL
     latent, steps, long_steps = (8, 2, 2) if args.dry_run else (16, 8, 20) if args.quick else (32, 20, 50)
+    latent = args.latent or latent
     results: dict[str, Any] = {"environment": environment(device), "model": config.name, "latent": latent}
     for name in args.dtype or (["fp16", "bf16"] if args.device == "cuda" else ["fp32"]):
         with tempfile.TemporaryDirectory() as folder:
