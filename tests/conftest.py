@@ -1,8 +1,13 @@
-"""How close is close: the tolerances of the whole suite, by name."""
+"""How close is close: the tolerances of the whole suite, by name. One thread for all of it."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Read when torch is imported, here and in processes that tests start. Tensors as small as these take longer on two, the
+# more so where the cores have other work. Tests on more threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Keywords of torch.testing.assert_close.
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 0, "equal_nan": True}  # same arithmetic, same bits
