@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,3 +49,13 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._add(leaf)
         return result
+
+
+@contextmanager
+def half_by_default() -> Iterator[None]:
+    """New weights and tensors in float16."""
+    torch.set_default_dtype(torch.float16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)

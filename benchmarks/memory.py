@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.live import LiveBytes
+from benchmarks.live import LiveBytes, half_by_default
 from benchmarks.setup import Setup
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -46,16 +45,6 @@ def run(setup: Setup) -> dict[str, Any]:
         for who in ("ours", "theirs")
     }
     return results
-
-
-@contextmanager
-def half_by_default() -> Iterator[None]:
-    """New weights and tensors in float16."""
-    torch.set_default_dtype(torch.float16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def _made(network: Any, setup: Setup, part: str) -> nn.Module:

@@ -1,7 +1,5 @@
 """Less memory for the same pictures: rows one after another, decoding in tiles, networks that wait elsewhere."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import sld
-from benchmarks.live import LiveBytes
+from benchmarks.live import LiveBytes, half_by_default
 from sld.config import SD15
 from sld.guidance import STRONG, SafeLatentGuidance
 from sld.models.layers import on_device
@@ -154,15 +152,6 @@ def test_channels_last_changes_nothing_but_the_layout(pipe):
     other, usual = (u(x, t, u.text_keys(text)) for u in (sld.load(channels_last=True).unet, pipe.unet))
 
     assert_close(other, usual, **NETWORK)
-
-
-@contextmanager
-def half_by_default() -> Iterator[None]:
-    torch.set_default_dtype(torch.float16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @torch.no_grad()
