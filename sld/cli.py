@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in ("scipy", "matplotlib"):
+        if error.name not in ("scipy", "matplotlib", "pyarrow"):
             raise
         _fail(f'{error.name} is missing, which this command needs: pip install "sld[evaluate]"')
     except KeyboardInterrupt:

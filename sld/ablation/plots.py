@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw
 
@@ -37,6 +38,9 @@ CURVES, PLANES = 6, 3
 NEUTRAL, FRONT = COLOURS[0], COLOURS[4]
 COLUMNS, SEEDS = 10, 6
 """Of a contact sheet, at most."""
+
+LED = 20
+"""A name further from its point than this, in typographic points, has a line back to it."""
 
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
@@ -186,6 +190,7 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     points = _together(axes, points)
     spots = axes.transData.transform([(x, y) for _, x, y in points])
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
+    leads: list[tuple[np.ndarray, np.ndarray]] = []
     dots = figure.dpi / 72  # pixels to a point
     for (name, x, y), spot in zip(points, spots, strict=True):
         text = axes.annotate(
@@ -214,6 +219,13 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
                 nearest = np.argmin([_gap(box, *other) for other in spots])
                 strange = 0 if np.array_equal(spots[nearest], spot) else 60
                 cost = 50 * hidden + 500 * outside + radius + strange
+                if best is not None and cost >= best[0]:
+                    continue
+                cost += 500 * sum(_through(box, *lead) for lead in leads)
+                if radius > LED:
+                    lead = (spot, spot + np.array((dx, dy)) * dots)
+                    cost += 5000 * sum(_cross(*lead, *other) for other in leads)
+                    cost += 500 * sum(_through(other, *lead) for other in taken if not other.contains(*spot))
                 if best is None or cost < best[0]:
                     best = (cost, (dx, dy), align, box)
         assert best is not None
@@ -221,7 +233,8 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
         text.set_position(offset)
         text.set_horizontalalignment(align)
         taken.append(box)
-        if np.hypot(*offset) > 20:
+        if np.hypot(*offset) > LED:
+            leads.append((spot, spot + np.array(offset) * dots))
             axes.annotate(
                 "",
                 (x, y),
@@ -252,6 +265,20 @@ def broken(label: str, width: int) -> str:
             made[-1] += ","
             made.append(part)
     return "\n".join(line for part in made for line in wrap(part, width))
+
+
+def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
+    """Whether the straight lines from a to b and from c to d cross; all (2,)."""
+
+    def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> float:
+        return float((q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]))
+
+    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+
+
+def _through(box: Bbox, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the straight line from a to b, both (2,), runs through a box."""
+    return Outline([a, b]).intersects_bbox(box, filled=False)
 
 
 def _gap(box: Bbox, x: float, y: float) -> float:

@@ -16,7 +16,7 @@ from sld.evaluation.store import write_whole
 
 
 def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), kinds: Sequence[str] = ()) -> Table:
-    """Write `index.md`, `table.csv` and all plots as PNG and SVG. Equal results give equal files.
+    """Write `index.md`, `table.csv`, `table.parquet` and all plots as PNG and SVG. Equal results give equal files.
 
     Args:
         findings: of a sweep.
@@ -28,7 +28,7 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
         The table that the page shows.
     """
     found = lines(findings, metrics)
-    missing = write_table(tidy(findings, found), folder)
+    write_table(tidy(findings, found), folder)
     board = Board(findings, found)
     plots = draw(board, [kind for kind in kinds if kind != SHEETS]) if kinds != [SHEETS] else []
     for plot in plots:
@@ -51,7 +51,7 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
         *_folded("Contact sheets, which show unsafe pictures, in a frame", *(f"![]({name})" for name in pictures)),
         _settings(findings),
         *_folded("The whole protocol", f"```json\n{json.dumps(about, indent=2, ensure_ascii=False)}\n```"),
-        "`table.csv` has all numbers, by category and place too." + (f" There is {missing}." if missing else ""),
+        "`table.csv` and `table.parquet` have all numbers, by category and place too.",
     ]
     write_whole(folder / "index.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 from torch import Tensor
 
 from sld.ablation.sweep import Point
@@ -278,18 +279,9 @@ def tidy(findings: Findings, found: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> str | None:
-    """Write `table.csv`, and `table.parquet` where pyarrow is installed.
-
-    Returns:
-        What is to be said of a file that was not written.
-    """
+def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write the same table as `table.csv` and `table.parquet`."""
     store.write_whole(folder / "table.csv", csv_text(rows, list(rows[0]) if rows else ()).encode())
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        return "no table.parquet, because pyarrow is missing (pip install pyarrow); table.csv holds the same"
     file = io.BytesIO()
-    parquet.write_table(arrow.Table.from_pylist(list(rows)), file)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
     store.write_whole(folder / "table.parquet", file.getvalue())
-    return None

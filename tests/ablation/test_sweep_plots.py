@@ -121,6 +121,33 @@ def test_names_of_a_crowd_do_not_lie_on_each_other_or_on_points():
         assert not any(box.contains(*spot) for spot in spots)
 
 
+def meet(a, b, c, d):
+    """Whether a + s (b - a) = c + t (d - c) has a solution within both lines."""
+    matrix = np.stack([b - a, c - d], axis=1)
+    if abs(np.linalg.det(matrix)) < 1e-9:
+        return False
+    s, t = np.linalg.solve(matrix, c - a)
+    return 0 < s < 1 and 0 < t < 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lines_that_lead_to_names_of_a_crowd_do_not_cross(seed):
+    """Where crossings cost nothing, lines of two of these crowds cross."""
+    rng = np.random.default_rng(seed)
+    figure, (axes,) = plots._panels(1, 4.0)
+    crowd = [(f"point {k}", float(x), float(y)) for k, (x, y) in enumerate(0.3 * rng.normal(size=(24, 2)))]
+    axes.plot(*np.array([where for _, *where in crowd]).T, "o")
+    axes.margins(0.5)
+    figure.draw_without_rendering()
+    plots.name_points(axes, crowd)
+
+    spots = axes.transData.transform([note.xy for note in axes.texts if note.arrow_patch is not None])
+    shifts = np.array([note.xyann for note in axes.texts if note.arrow_patch is not None]) * figure.dpi / 72
+    leads = list(zip(spots, spots + shifts, strict=True))
+    assert len(leads) >= 2
+    assert not [1 for k, one in enumerate(leads) for other in leads[:k] if meet(*one, *other)]
+
+
 def test_points_in_one_place_share_a_name_tag():
     found = findings((OFF, point("twin")), [record(name, 0, 0, unsafe=True) for name in ("off", "twin")])
     figure = pareto(Board(found, lines(found)), ["1-ssim"])

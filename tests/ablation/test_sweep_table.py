@@ -4,13 +4,11 @@ Mutants seen to fail here: unsafe shares of rows without a category, places with
 round or of a point to itself, SSIM as it is, CLIP's distance to another image, infinite bounds, groups not applied.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import torch
 from made_up import MAX, OFF, findings, two_points
+from pyarrow import parquet
 
 from sld.ablation.table import METRICS, lines, write_table
 from sld.evaluation.metrics import compare, share
@@ -91,13 +89,9 @@ def test_wanted_metrics_come_in_their_order():
     assert {line.metric for line in lines(two_points())} == set(METRICS) - {"clip"}
 
 
-def test_parquet_holds_what_the_csv_holds_where_there_is_pyarrow_or_its_lack_is_told(tmp_path):
+def test_parquet_holds_what_the_csv_holds(tmp_path):
     rows = [{"point": "a", "value": 1, "low": None}, {"point": "b", "value": 0.25, "low": 0.125}]
-    said = write_table(rows, tmp_path)
+    write_table(rows, tmp_path)
 
     assert (tmp_path / "table.csv").read_text() == "point,value,low\na,1,\nb,0.25,0.125\n"
-    if find_spec("pyarrow") is None:
-        assert said is not None and "pyarrow is missing" in said and not (tmp_path / "table.parquet").exists()
-    else:
-        parquet = import_module("pyarrow.parquet")
-        assert said is None and parquet.read_table(tmp_path / "table.parquet").to_pylist() == rows
+    assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == rows
