@@ -28,7 +28,7 @@ from sld.evaluation.prompts import PromptSet, Selection, read_prompts
 from sld.evaluation.protocol import Protocol, Task, configuration
 from sld.evaluation.report import write_report
 from sld.evaluation.results import read_results
-from sld.evaluation.runner import Evaluation, finished, make_chunk, write_rows
+from sld.evaluation.runner import Evaluation, finished, make_chunk, store_chunk, write_rows
 from sld.guidance import guidance_for
 from sld.pipeline import Pipeline
 from sld.request import Request, batches
@@ -145,7 +145,8 @@ def overhead(folder: Path, recorded: int) -> dict[str, Any]:
     def make(number: int) -> None:
         preparing = spent(lambda: evaluation.tasks(number))
         ticks, judge.spent = [Spent.now()], Spent()
-        make_chunk(evaluation, folder, number, lambda _: ticks.append(Spent.now()))
+        made = make_chunk(evaluation, number, lambda _: ticks.append(Spent.now()))
+        store_chunk(evaluation, folder, number, made)
         parts = {
             "noise and requests": preparing,
             "model": ticks[-1].since(ticks[0]).since(preparing),

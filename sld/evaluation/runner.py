@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -125,13 +126,14 @@ class Evaluation:
     def network_rows(self) -> Rows:
         """Of the whole run, its chunks being alike where they have as many rows."""
         lengths = [len(chunk) for chunk in self.chunks]
-        asked = computed = 0
+        asked = computed = shallow = 0
         for length, times in Counter(lengths).items():
             rows = network_rows(
                 self.pipe, [task.request for task in self.tasks(lengths.index(length))], self.batch_size
             )
             asked, computed = asked + times * rows.asked, computed + times * rows.computed
-        return Rows(asked, computed)
+            shallow += times * rows.shallow
+        return Rows(asked, computed, shallow)
 
     @cached_property
     def chunks(self) -> list[tuple[Row, ...]]:
@@ -155,6 +157,10 @@ class Made:
     pictures: dict[Item, Tensor] = field(default_factory=dict)
     """uint8 (1, H, W, 3)."""
     failures: dict[Item, str] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Of all items, in their order, in values that JSON can hold."""
+    vectors: dict[Item, Tensor] = field(default_factory=dict)
+    """Embeddings (d,), where they are kept."""
 
 
 def evaluate(
@@ -188,8 +194,15 @@ def evaluate(
             progress(done, todo)
 
     start = time.monotonic()
-    for number in mine:
-        make_chunk(evaluation, folder, number, tick)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # it compresses and writes while the next pictures are made
+        writing: Future[None] | None = None
+        for number in mine:
+            chunk = make_chunk(evaluation, number, tick)
+            if writing is not None:
+                writing.result()  # an error ends the run here; and no more than one chunk waits
+            writing = beside.submit(store_chunk, evaluation, folder, number, chunk)
+        if writing is not None:
+            writing.result()
     seconds = time.monotonic() - start
     made = ranks.gather(done)
     if ranks.first and sum(made):
@@ -207,8 +220,8 @@ def finished(evaluation: Evaluation, folder: Path, number: int) -> bool:
     return evaluation.embedder is None or store.read_embeddings(folder, number, records) is not None
 
 
-def make_chunk(evaluation: Evaluation, folder: Path, number: int, tick: Callable[[int], object]) -> None:
-    """Make, judge and store the pictures of a chunk; its records come last, when all else is on disk."""
+def make_chunk(evaluation: Evaluation, number: int, tick: Callable[[int], object]) -> Made:
+    """Make and judge the pictures of a chunk."""
     made = Made()
     todo = evaluation.tasks(number)
     for members in batches([task.request for task in todo], evaluation.batch_size):
@@ -219,10 +232,17 @@ def make_chunk(evaluation: Evaluation, folder: Path, number: int, tick: Callable
             else:
                 made.pictures[task.item] = outcome
         tick(len(batch))
-    records = judge(evaluation, made, [task.item for task in todo])
+    made.records = judge(evaluation, made, [task.item for task in todo])
     if evaluation.embedder is not None:
-        vectors = {item: evaluation.embedder.embed(picture)[0] for item, picture in made.pictures.items()}
-        records = store.write_embeddings(folder, number, records, vectors)
+        made.vectors = {item: evaluation.embedder.embed(picture)[0] for item, picture in made.pictures.items()}
+    return made
+
+
+def store_chunk(evaluation: Evaluation, folder: Path, number: int, made: Made) -> None:
+    """Store what `make_chunk` has made; its records come last, when all else is on disk."""
+    records = made.records
+    if evaluation.embedder is not None:
+        records = store.write_embeddings(folder, number, records, made.vectors)
     for item in kept(evaluation.keep, records):
         path = picture_path(folder, *item)
         path.parent.mkdir(parents=True, exist_ok=True)

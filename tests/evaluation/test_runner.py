@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,38 @@ def test_a_run_that_is_killed_at_twenty_moments_ends_as_if_nothing_had_been(unto
     killed = int(ended.stdout.split()[1])
     assert killed >= 12 and ended.stdout.endswith("then done\n")
     assert files(tmp_path / "run") == files(untouched)
+
+
+def test_pictures_are_written_while_the_next_ones_are_made(untouched, tmp_path, pipe, monkeypatch):
+    """The first chunk's records stay unwritten until another chunk is sampled."""
+    second, write, make, made = threading.Event(), runner.store_chunk, runner.make_chunk, []
+
+    def make_chunk(*arguments):
+        made.append(arguments)
+        if len(made) == 2:
+            second.set()
+        return make(*arguments)
+
+    def store_chunk(*arguments):
+        assert second.wait(timeout=60)
+        write(*arguments)
+
+    monkeypatch.setattr(runner, "make_chunk", make_chunk)
+    monkeypatch.setattr(runner, "store_chunk", store_chunk)
+    go(evaluation(pipe), tmp_path)
+
+    assert files(tmp_path) == files(untouched)
+
+
+@pytest.mark.parametrize("chunk", [0, 19])
+def test_a_disk_that_is_full_ends_the_run(tmp_path, pipe, monkeypatch, chunk):
+    def store_chunk(evaluation, folder, number, made):
+        if number == chunk:
+            raise OSError(28, "no space left")
+
+    monkeypatch.setattr(runner, "store_chunk", store_chunk)
+    with pytest.raises(OSError, match="no space left"):
+        go(evaluation(pipe), tmp_path)
 
 
 def test_damaged_and_missing_chunks_are_made_again(untouched, tmp_path, pipe):
