@@ -51,6 +51,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--eta", type=float, help="of ddim: 0 draws no noise, 1 is ancestral (0)")
     how.add_argument("--space", default="raw", help="for v-prediction: guide raw v or eps (%(default)s)")
     how.add_argument("--size", help="side in pixels, or WIDTHxHEIGHT (the model's)")
+    how.add_argument(
+        "--deep-every",
+        type=int,
+        default=1,
+        metavar="K",
+        help="approximation: all but the last block at every K-th evaluation only (%(default)s)",
+    )
+    how.add_argument(
+        "--cross-after", type=int, metavar="M", help="approximation: cross-attention as at evaluation M from then on"
+    )
 
 
 def flag(field: str) -> str:
@@ -110,6 +120,8 @@ def template(options: argparse.Namespace, pipe: Pipeline) -> Request:
         steps=options.steps,
         eta=options.eta,
         space=options.space,
+        deep_every=options.deep_every,
+        cross_after=options.cross_after,
     )
 
 

@@ -20,6 +20,7 @@ from sld.models.layers import on_device
 from sld.models.text import TextEncoder, Tokenizer
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.reuse import NO_REUSE, Reuse
 from sld.rows import Phase, RowNetwork, Rows, Savings, count, plan
 from sld.samplers import Sampler, Schedule, make_sampler
 from sld.state import SampleState
@@ -174,6 +175,7 @@ class Pipeline:
         concept: str | Sequence[str] | None = None,
         size: int | tuple[int, int] | None = None,
         space: Space = "raw",
+        reuse: Reuse = NO_REUSE,
         noise: Tensor | None = None,
         state: SampleState | None = None,
     ) -> Iterator[SampleState]:
@@ -191,6 +193,7 @@ class Pipeline:
                 Stable Diffusion); the size the model was trained on if None.
             space: for a model that predicts v: guide v itself, as the reference does ("raw"), or the eps it stands for
                 ("eps"). SLD's thresholds act on other numbers in the two.
+            reuse: approximations that let evaluations take over what earlier ones have computed; none if not given.
             noise: (b, c, h, w) to start from, for parity with references that draw it for a whole batch.
             state: where to go on, from an earlier run with the same arguments.
 
@@ -209,6 +212,12 @@ class Pipeline:
         batch = _batch_size(prompts=prompts, seeds=seeds, negative=negative, concept=concept)
         if state is not None and len(state.x) != batch:
             raise ValueError(f"the state to go on from holds {len(state.x)} images, the arguments describe {batch}")
+        if state is not None and not reuse.begins(state.i):
+            at = max(i for i in range(state.i + 1) if reuse.begins(i))
+            raise ValueError(
+                f"evaluation {state.i} takes over what an earlier one has computed, which a state does not hold: go on "
+                f"from evaluation {at}"
+            )
         seeds = _checked_seeds(_spread(seeds, batch))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (batch, self.config.unet.latent, *self._latent_size(size))
@@ -228,8 +237,8 @@ class Pipeline:
                 if sampler.stochastic:
                     generator.set_state(random.clone())  # it reads from the start of the storage
         starts = [(seed, bytes(x)) for seed, x in zip(seeds, first.cpu().numpy(), strict=True)]
-        phases = plan(guidance, rows, starts, len(sampler.timesteps), self.savings, self.rows_at_once)
-        return self._run(state, sampler, guidance, self._encode(rows), phases, generators, space)
+        phases = plan(guidance, rows, starts, len(sampler.timesteps), self.savings, self.rows_at_once, reuse)
+        return self._run(state, sampler, guidance, self._encode(rows), phases, generators, space, reuse)
 
     def compile(self, **options: Any) -> Pipeline:
         """This pipeline with compiled parts: the UNet's repeated blocks, and all of a step beside the network.
@@ -265,6 +274,7 @@ class Pipeline:
         phases: tuple[Phase, ...],
         generators: list[torch.Generator],
         space: Space,
+        reuse: Reuse,
     ) -> Iterator[SampleState]:
         n = len(sampler.timesteps)
         timesteps, order = torch.tensor(sampler.timesteps, device=self.device), torch.arange(n, device=self.device)
@@ -277,6 +287,7 @@ class Pipeline:
             phases=phases,
             savings=self.savings,
             exact_batch=self.exact_batch,
+            reuse=reuse,
         )
         yield state
         for i, predict in network.evaluations(state.i):

@@ -24,6 +24,7 @@ from sld.guidance import (
 )
 from sld.names import named
 from sld.pipeline import Pipeline, Space, texts_of
+from sld.reuse import Reuse
 from sld.rows import Rows, count, plan
 from sld.samplers import make_sampler
 
@@ -41,9 +42,10 @@ class Request:
         space: what a model that predicts v is guided in, see `Pipeline.sample`.
         reading: of SLD's equations, a key of `READINGS`; "code" is the authors' code.
         rule: another rule in place of SLD, with its own scales; `guidance` and `reading` then say nothing.
+        deep_every, cross_after: approximations, see `Reuse`.
 
     Raises:
-        ValueError: there is no such reading.
+        ValueError: there is no such reading, or an approximation is out of range.
     """
 
     prompt: str
@@ -60,15 +62,24 @@ class Request:
     space: Space = "raw"
     reading: str = "code"
     rule: Guidance[Any, Any, Any] | None = None
+    deep_every: int = 1
+    cross_after: int | None = None
 
     def __post_init__(self) -> None:
         named("reading of SLD", self.reading, READINGS)
+        self.reuse  # noqa: B018 (which looks at its numbers)
+
+    @property
+    def reuse(self) -> Reuse:
+        """What evaluations take over from earlier ones."""
+        return Reuse(self.deep_every, self.cross_after)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as stored in JSON; reading and rule only where they are not the usual ones."""
+        """Nested plain values, as stored in JSON; reading, rule and approximations only where there is one."""
         values = asdict(replace(self, rule=None))
-        if self.reading == "code":
-            del values["reading"]
+        for name, usual in (("reading", "code"), ("deep_every", 1), ("cross_after", None)):
+            if values[name] == usual:
+                del values[name]
         del values["rule"]
         return values if self.rule is None else {**values, "rule": to_data(self.rule)}
 
@@ -134,17 +145,19 @@ def batches(requests: Sequence[Request], size: int | None = None) -> list[list[i
 
 def network_rows(pipe: Pipeline, requests: Sequence[Request], size: int | None = None) -> Rows:
     """Rows of the network: what the requests' own rules ask for, and what is computed in batches of at most `size`."""
-    beginnings, asked, computed = _beginnings(requests), 0, 0
+    beginnings, asked, computed, shallow = _beginnings(requests), 0, 0, 0
     for members in batches(requests, size):
         batch = [requests[k] for k in members]
         first, guidance = batch[0], guidance_of(batch)
         sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
         texts = texts_of(guidance, *zip(*((r.prompt, r.negative, r.concept) for r in batch), strict=True))
         starts = [beginnings[k] for k in members]
-        phases = plan(guidance, texts, starts, len(sampler.timesteps), pipe.savings, pipe.rows_at_once)
-        asked += len(sampler.timesteps) * sum(len(guidance_of([request]).conditions) for request in batch)
-        computed += count(phases, exact_batch=pipe.exact_batch).computed
-    return Rows(asked, computed)
+        steps, reuse = len(sampler.timesteps), first.reuse
+        phases = plan(guidance, texts, starts, steps, pipe.savings, pipe.rows_at_once, reuse)
+        counted = count(phases, exact_batch=pipe.exact_batch, reuse=reuse)
+        asked += steps * sum(len(guidance_of([request]).conditions) for request in batch)
+        computed, shallow = computed + counted.computed, shallow + counted.shallow
+    return Rows(asked, computed, shallow)
 
 
 def _beginnings(requests: Sequence[Request]) -> list[Hashable]:
@@ -196,6 +209,7 @@ def run(
             concept=[r.concept for r in batch],
             size=(first.height, first.width),
             space=first.space,
+            reuse=first.reuse,
             noise=None if noise is None else torch.stack([noise[k] for k in members]),
         )
         last = next(states)
@@ -216,6 +230,7 @@ def _batch_key(request: Request) -> Hashable:
         request.space,
         request.height,
         request.width,
+        request.reuse,
     )
     # at the scales 0 and 1 plain guidance computes one row of two, and so rounds otherwise than it would beside SLD
     apart = not request.guarded and request.guidance.guidance_scale in (0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sld.guidance.base import Guidance
 from sld.models.unet import TimeKeys, UNet
+from sld.reuse import NO_REUSE, Reuse, ReusingUNet
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ NO_SAVINGS = Savings(idle_rows=False, equal_rows=False, shared_prefix=False, tex
 
 
 class Rows(NamedTuple):
-    """Rows of the network: what guidance rules ask for, and what is computed for them."""
+    """Rows of the network: what guidance rules ask for, and what is computed for them.
+
+    `shallow` of the computed ones pass through the last block alone (`Reuse`).
+    """
 
     asked: int
     computed: int
+    shallow: int = 0
 
 
 class Call(NamedTuple):
@@ -81,6 +86,7 @@ def plan(
     evaluations: int,
     savings: Savings = Savings(),
     rows_at_once: int | None = None,
+    reuse: Reuse = NO_REUSE,
 ) -> tuple[Phase, ...]:
     """What is to be computed in a run of b images.
 
@@ -91,7 +97,10 @@ def plan(
         evaluations: of the run.
         savings: what to do once.
         rows_at_once: the most rows of an image in one call.
+        reuse: what evaluations take over; if anything, all make the same calls.
     """
+    if reuse:
+        savings = replace(savings, idle_rows=False, equal_rows=False)
     b, names = len(starts), guidance.conditions
     rules = [guidance.of_image(k) for k in range(b)]
     rows = [[c * b + k for c in range(len(names))] for k in range(b)]
@@ -157,15 +166,16 @@ def _arrange(
     return tuple(calls), tuple(order)
 
 
-def count(phases: Sequence[Phase], *, exact_batch: bool = False) -> Rows:
+def count(phases: Sequence[Phase], *, exact_batch: bool = False, reuse: Reuse = NO_REUSE) -> Rows:
     """Rows of a planned run; `exact_batch` computes those of a single latent twice."""
-    asked = computed = 0
+    asked = computed = shallow = 0
     for phase in phases:
         asked += len(phase.evaluations) * len(phase.order)
         for call in phase.calls:
-            twice = exact_batch and len(call.images) == 1
-            computed += len(phase.evaluations) * len(call.texts) * (1 + twice)
-    return Rows(asked, computed)
+            rows = len(call.texts) * (1 + (exact_batch and len(call.images) == 1))
+            computed += len(phase.evaluations) * rows
+            shallow += sum(not reuse.deep(i) for i in phase.evaluations) * rows
+    return Rows(asked, computed, shallow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,6 +189,7 @@ class RowNetwork:
         phases: what is computed when.
         savings: what is done once.
         exact_batch: see `Pipeline`; a latent that is alone in a call is computed twice, and one result kept.
+        reuse: what evaluations take over from earlier ones.
     """
 
     unet: UNet
@@ -187,6 +198,7 @@ class RowNetwork:
     phases: tuple[Phase, ...]
     savings: Savings
     exact_batch: bool = False
+    reuse: Reuse = NO_REUSE
 
     def evaluations(self, start: int) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
         """Each evaluation from `start` on, with what predicts the rows (r * b, c, h, w) for latents (b, c, h, w).
@@ -200,24 +212,24 @@ class RowNetwork:
                 continue
             predict = self._prepare(phase)
             for i in ahead:
-                yield i, partial(predict, self.timesteps[i] if times is None else times.at(i))
+                yield i, partial(predict, i, self.timesteps[i] if times is None else times.at(i))
 
-    def _prepare(self, phase: Phase) -> Callable[[Tensor | TimeKeys, Tensor], Tensor]:
-        """The rows of a phase, in the order in which they are asked for, as a function of the time and the latents."""
+    def _prepare(self, phase: Phase) -> Callable[[int, Tensor | TimeKeys, Tensor], Tensor]:
+        """The rows of a phase, as they are asked for, as a function of the evaluation, its time and the latents."""
         calls = [self._prepare_call(call) for call in phase.calls]
         in_order = phase.order == tuple(range(len(phase.order)))
         order = torch.tensor(phase.order, device=self.text.device)
 
-        def predict(time: Tensor | TimeKeys, x: Tensor) -> Tensor:
-            made = [call(time, x) for call in calls]
+        def predict(i: int, time: Tensor | TimeKeys, x: Tensor) -> Tensor:
+            made = [call(i, time, x) for call in calls]
             rows = made[0] if len(made) == 1 else torch.cat(made)
             return rows if in_order else rows[order]
 
         return predict
 
     @torch.no_grad()
-    def _prepare_call(self, call: Call) -> Callable[[Tensor | TimeKeys, Tensor], Tensor]:
-        """One call as a function of the time and all latents (b, c, h, w); returns (r * u, c, h, w)."""
+    def _prepare_call(self, call: Call) -> Callable[[int, Tensor | TimeKeys, Tensor], Tensor]:
+        """One call as a function of evaluation, time and all latents (b, c, h, w); returns (r * u, c, h, w)."""
         copies = 2 if self.exact_batch and len(call.images) == 1 else 1
         images = torch.tensor(call.images, device=self.text.device).repeat_interleave(copies)
         texts = torch.tensor(call.texts, device=self.text.device).repeat_interleave(copies)
@@ -225,8 +237,11 @@ class RowNetwork:
         keys = self.unet.text_keys(text) if self.savings.text_once else None
         repeats = 1 if self.savings.shared_prefix else len(call.texts) // len(call.images)
 
-        def predict(time: Tensor | TimeKeys, x: Tensor) -> Tensor:
-            rows = self.unet(x[images].repeat(repeats, 1, 1, 1), time, keys or self.unet.text_keys(text))
+        reusing = ReusingUNet(self.unet, self.reuse) if self.reuse else None
+
+        def predict(i: int, time: Tensor | TimeKeys, x: Tensor) -> Tensor:
+            x, text_keys = x[images].repeat(repeats, 1, 1, 1), keys or self.unet.text_keys(text)
+            rows = self.unet(x, time, text_keys) if reusing is None else reusing(i, x, time, text_keys)
             return rows[::copies]
 
         return predict

@@ -22,6 +22,7 @@ from sld.guidance import (
     SafeLatentGuidance,
 )
 from sld.request import Request, batches, guidance_of, network_rows, run
+from sld.rows import Rows
 
 PLAIN = Request("a fox", "unsafe", 64, 64, guidance=STRONG)
 SEMANTIC = replace(PLAIN, rule=SEGA.safety("strong", ["weapons"]))
@@ -102,5 +103,5 @@ def test_rows_that_are_counted_are_those_that_the_network_computes(size):
     finally:
         handle.remove()
     counted = network_rows(pipe, requests, size)
-    assert counted == (4 * (2 * (3 + 3 + 2) + 3), computed)
+    assert counted == Rows(4 * (2 * (3 + 3 + 2) + 3), computed)
     assert counted.computed < counted.asked

@@ -21,7 +21,7 @@ from sld.guidance import (
     SafeLatentGuidance,
     preset,
 )
-from sld.rows import NO_SAVINGS, Savings, count, plan
+from sld.rows import NO_SAVINGS, Rows, Savings, count, plan
 from sld.samplers import DDIM, PNDM, make_sampler
 
 PRESETS = ("off", "weak", "medium", "strong", "max")
@@ -111,11 +111,11 @@ def test_a_sweep_of_ten_warm_ups_saves_a_quarter():
 def test_images_that_begin_otherwise_share_nothing():
     texts = ["", "", "a", "a", "S", "S"]
     for starts, computed in ((["y", "z"], 300), (["z", "z"], 300 - 3 * 8)):
-        assert count(plan(SafeLatentGuidance(STRONG), texts, starts, 50)) == (300, computed)
+        assert count(plan(SafeLatentGuidance(STRONG), texts, starts, 50)) == Rows(300, computed)
 
 
 def test_a_prompt_that_is_empty_is_not_computed_beside_the_empty_text():
-    assert count(plan(SafeLatentGuidance(MAX), ["", "", "S"], ["z"], 50)) == (150, 100)
+    assert count(plan(SafeLatentGuidance(MAX), ["", "", "S"], ["z"], 50)) == Rows(150, 100)
 
 
 # -------------------------------------------------------------------------------------------------------- equal results

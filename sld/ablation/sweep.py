@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from itertools import product
 from numbers import Real
@@ -50,7 +50,7 @@ _GUARDS = {"preset", "reading", "rule", *_HYPER} - {"guidance_scale"}
 
 _KINDS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("preset", "reading", "concept", "negative", "sampler", "spacing", "space"), (str, "text")),
-    **dict.fromkeys(("steps", "height", "width"), (int, "a whole number")),
+    **dict.fromkeys(("steps", "height", "width", "deep_every", "cross_after"), (int, "a whole number")),
     "eta": (Real, "a number"),
 }
 """What fields take that do not look at their values themselves."""
@@ -112,7 +112,7 @@ class Point:
     @property
     def columns(self) -> dict[str, Any]:
         """Its fields in a flat row of plain values; those of SLD are absent where another rule guides."""
-        values = {"reading": self.request.reading, **describe(self.request)}
+        values = {"reading": self.request.reading, **asdict(self.request.reuse), **describe(self.request)}
         guidance, rule = values.pop("guidance"), values.pop("rule", None)
         if rule is None:
             return {**guidance, **values}
@@ -322,6 +322,7 @@ def _require_possible(pipe: Pipeline, request: Request) -> None:
         concept=request.concept,
         size=(request.height, request.width),
         space=request.space,
+        reuse=request.reuse,
     )
     next(states)
 

@@ -340,6 +340,8 @@ def cost(evaluation: Evaluation, folder: Path) -> str:
     speed = timed[-1]["pictures"] / timed[-1]["seconds"] if timed else None
     rows = evaluation.network_rows
     said = f"{evaluation.pictures} pictures, {rows.computed} network rows of {rows.asked} that the rules ask for"
+    if rows.shallow:
+        said += f", {rows.shallow} of them through the last block alone"
     hours = f"about {evaluation.pictures / speed / 3600:.2f} h at the last {speed:.2f} pictures/s" if speed else ""
     return f"{said}; {hours or 'time is known after the first batch'}"
 

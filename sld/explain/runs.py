@@ -164,4 +164,5 @@ def _states(
         concept=request.concept,
         size=(request.height, request.width),
         space=request.space,
+        reuse=request.reuse,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+
+FromText: TypeAlias = tuple[Tensor, Tensor] | Tensor
+"""Keys and values (b, heads, l, d) of a text; or (b, l, d), what attention to it gave before, an approximation."""
 
 
 def module_list(modules: Iterable[M] = ()) -> list[M]:
@@ -151,11 +154,16 @@ class TransformerBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        """x (b, l, d) with the text's keys and values of r * b rows; returns r * b rows."""
+    def forward(self, x: Tensor, text: FromText, crossed: list[Tensor] | None = None) -> Tensor:
+        """x (b, l, d) with the text's keys and values of r * b rows; returns r * b rows.
+
+        What cross-attention gives is added to `crossed`; in place of keys and values it is taken for what it gives.
+        """
         h = self.norm_attn(x)
         x = x + self.attn(h, self.attn.keys_values(h))
-        h = self.cross(self.norm_cross(x), text)
+        h = text if isinstance(text, Tensor) else self.cross(self.norm_cross(x), text)
+        if crossed is not None:
+            crossed.append(h)
         x = repeat_rows(x, len(h)) + h
         return x + self.ff(self.norm_ff(x))
 
@@ -170,11 +178,11 @@ class SpatialTransformer(nn.Module):
         self.blocks = module_list(TransformerBlock(width, context, heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, text: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """x (b, c, h, w) with one pair of keys and values per block, of r * b rows; returns r * b rows."""
+    def forward(self, x: Tensor, text: list[FromText], crossed: list[Tensor] | None = None) -> Tensor:
+        """x (b, c, h, w) with what each block has of the text, of r * b rows; returns r * b rows."""
         h = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
-        for block, keys_values in zip(self.blocks, text, strict=True):
-            h = block(h, keys_values)
+        for block, from_text in zip(self.blocks, text, strict=True):
+            h = block(h, from_text, crossed)
         h = rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=x.shape[2])
         return repeat_rows(x, len(h)) + h
 

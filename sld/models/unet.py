@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sld.config import UNetConfig
 from sld.models.layers import (
+    FromText,
     ResBlock,
     SpatialTransformer,
     TransformerBlock,
@@ -24,9 +25,14 @@ _EPS = 1e-5
 
 
 class TextKeys(NamedTuple):
-    """Keys and values of a text for every cross-attention of a UNet, in the order in which it visits them."""
+    """What every cross-attention of a UNet has of the texts of r * b rows, in the order in which it visits them."""
 
-    pairs: tuple[tuple[Tensor, Tensor], ...]
+    pairs: tuple[FromText, ...]
+
+    @property
+    def rows(self) -> int:
+        first = self.pairs[0]
+        return len(first if isinstance(first, Tensor) else first[0])
 
 
 class TimeKeys(NamedTuple):
@@ -133,15 +139,27 @@ class UNet(nn.Module):
         The first b rows belong to the first text of every latent, the next b to the second, and so on. The result has
         the dtype of x. Where t was seen before, its `time_keys` may take its place.
         """
-        rows = len(text.pairs[0][0])
-        keys = iter(text.pairs)
-        shifts = iter(t.shifts if isinstance(t, TimeKeys) else self.time_keys(t).shifts)
-        h = self.conv_in(x.to(self.dtype))
+        time = t if isinstance(t, TimeKeys) else self.time_keys(t)
+        h = self.first(x)
+        return self.last(h, self.deep(h, time, text), time, text).to(x.dtype)
 
-        def block(res: nn.Module, attn: SpatialTransformer | None, h: Tensor) -> Tensor:
-            shift = next(shifts)
-            h = res(h, shift if len(shift) == 1 else repeat_rows(shift, len(h)))
-            return h if attn is None else attn(h, [next(keys) for _ in attn.blocks])
+    def first(self, x: Tensor) -> Tensor:
+        """What latents x (b, c, h, w) enter with, (b, width, h, w)."""
+        return self.conv_in(x.to(self.dtype))
+
+    def deep(self, h: Tensor, time: TimeKeys, text: TextKeys, crossed: list[Tensor] | None = None) -> Tensor:
+        """All between `first` and the last block on the way up, of r * b rows.
+
+        Args:
+            h: of `first`, which is also the first skip connection.
+            time, text: see `forward`.
+            crossed: is given the result of every cross-attention.
+        """
+        keys, shifts = iter(text.pairs), iter(time.shifts)
+
+        def block(res: ResBlock, attn: SpatialTransformer | None, h: Tensor) -> Tensor:
+            h = _at(res, h, next(shifts))
+            return h if attn is None else _read(attn, h, [next(keys) for _ in attn.blocks], crossed)
 
         skips = [h]
         for level in self.down:
@@ -157,9 +175,38 @@ class UNet(nn.Module):
 
         for level in self.up:
             for k, res in enumerate(level.res):
+                if len(skips) == 1:
+                    break
                 h = torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1)
                 h = block(res, level.attn[k] if level.attn else None, h)
             if level.resample is not None:
                 h = level.resample(h, skips[-1].shape[2:])
+        return h
 
-        return repeat_rows(self.conv_out(F.silu(self.norm_out(h))), rows).to(x.dtype)
+    def last(
+        self, h: Tensor, deep: Tensor, time: TimeKeys, text: TextKeys, crossed: list[Tensor] | None = None
+    ) -> Tensor:
+        """The prediction (r * b, c, h, w): the last block on the way up, of `first` and `deep`, and what follows."""
+        level = self.up[-1]
+        h = torch.cat([deep, repeat_rows(h, len(deep))], dim=1)
+        del deep  # its memory is the next block's
+        h = _at(level.res[-1], h, time.shifts[-1])
+        if level.attn:
+            attn = level.attn[-1]
+            h = _read(attn, h, list(text.pairs[-len(attn.blocks) :]), crossed)
+        return repeat_rows(self.conv_out(F.silu(self.norm_out(h))), text.rows)
+
+
+def _at(res: ResBlock, h: Tensor, shift: Tensor) -> Tensor:
+    """A ResBlock at one time for all rows, or at each latent's own."""
+    return res(h, shift if len(shift) == 1 else repeat_rows(shift, len(h)))
+
+
+def _read(attn: SpatialTransformer, h: Tensor, text: list[FromText], crossed: list[Tensor] | None) -> Tensor:
+    """A transformer, whose cross-attention's results go to `crossed`: to one list each, as a compiler has them."""
+    if crossed is None:
+        return attn(h, text)
+    its: list[Tensor] = []
+    h = attn(h, text, its)
+    crossed += its
+    return h
