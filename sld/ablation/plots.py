@@ -13,7 +13,7 @@ from math import isfinite
 from numbers import Real
 from pathlib import Path
 from textwrap import shorten, wrap
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,6 +41,9 @@ COLUMNS, SEEDS = 10, 6
 
 LED = 20
 """A name further from its point than this, in typographic points, has a line back to it."""
+
+ROUNDS = 3
+"""In which names look for their places."""
 
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
@@ -148,7 +151,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def pareto(board: Board, losses: Sequence[str]) -> Figure:
     """A panel for each kind of loss."""
-    figure, panels = _panels(len(losses), PANEL + 0.4)
+    figure, panels = _panels(len(losses), PANEL + 0.4 + 0.08 * max(0, len(board.points) - 10))  # names need room
     names: list[list[tuple[str, float, float]]] = []
     for axes, loss in zip(panels, losses, strict=True):
         shown = [
@@ -176,6 +179,19 @@ def pareto(board: Board, losses: Sequence[str]) -> Figure:
     return figure
 
 
+Lead = tuple[np.ndarray, np.ndarray]
+"""The ends of a straight line, (2,) each, in pixels."""
+
+
+class _Tag(NamedTuple):
+    """Where a name may go: shifted from its point, in typographic points, and what it takes up, in pixels."""
+
+    offset: tuple[float, float]
+    align: Literal["left", "right", "center"]
+    box: Bbox
+    lead: Lead | None
+
+
 def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Names beside points, each at the nearest free place around its own; a line leads back from one that is far.
 
@@ -189,11 +205,9 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     room = axes.get_window_extent(renderer)
     points = _together(axes, points)
     spots = axes.transData.transform([(x, y) for _, x, y in points])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
-    leads: list[tuple[np.ndarray, np.ndarray]] = []
-    dots = figure.dpi / 72  # pixels to a point
-    for (name, x, y), spot in zip(points, spots, strict=True):
-        text = axes.annotate(
+    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
+    texts = [
+        axes.annotate(
             name,
             (x, y),
             (0, 0),
@@ -203,45 +217,55 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
             # readable where a line runs below it; an outline would turn letters into curves in SVG
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
         )
+        for name, x, y in points
+    ]
+    tags: dict[int, _Tag] = {}
+    for k in [*range(len(points))] * ROUNDS:  # in later rounds each knows where all the others are
+        size = texts[k].get_window_extent(renderer)
+        others = [tag for at, tag in tags.items() if at != k]
+        tags[k] = min(
+            _tags(spots[k], size, figure.dpi / 72),
+            key=lambda tag, k=k, others=others: _cost(tag, k, others, dots, room),
+        )
+    for k, (text, tag) in enumerate(zip(texts, tags.values(), strict=True)):
         text.set_in_layout(False)
-        size = text.get_window_extent(renderer)
-        best: tuple[float, tuple[float, float], str, Bbox] | None = None
-        for radius in (7, 12, 18, 26, 36, 48, 62, 80, 100, 125):
-            for angle in (0, 180, 45, -45, 135, -135, 90, -90, 22, -22, 158, -158, 68, -68, 112, -112):
-                dx, dy = radius * np.cos(np.radians(angle)), radius * np.sin(np.radians(angle))
-                align = "left" if dx > 1 else "right" if dx < -1 else "center"
-                left = {"left": 0, "right": -size.width, "center": -size.width / 2}[align]
-                box = Bbox.from_bounds(
-                    spot[0] + dx * dots + left, spot[1] + dy * dots - size.height / 2, size.width, size.height
-                )
-                outside = max(room.x0 - box.x0, box.x1 - room.x1, room.y0 - box.y0, box.y1 - room.y1, 0.0)
-                hidden = sum(_overlap(box, other) for other in taken)
-                nearest = np.argmin([_gap(box, *other) for other in spots])
-                strange = 0 if np.array_equal(spots[nearest], spot) else 60
-                cost = 50 * hidden + 500 * outside + radius + strange
-                if best is not None and cost >= best[0]:
-                    continue
-                cost += 500 * sum(_through(box, *lead) for lead in leads)
-                if radius > LED:
-                    lead = (spot, spot + np.array((dx, dy)) * dots)
-                    cost += 5000 * sum(_cross(*lead, *other) for other in leads)
-                    cost += 500 * sum(_through(other, *lead) for other in taken if not other.contains(*spot))
-                if best is None or cost < best[0]:
-                    best = (cost, (dx, dy), align, box)
-        assert best is not None
-        _, offset, align, box = best
-        text.set_position(offset)
-        text.set_horizontalalignment(align)
-        taken.append(box)
-        if np.hypot(*offset) > LED:
-            leads.append((spot, spot + np.array(offset) * dots))
+        text.set_position(tag.offset)
+        text.set_horizontalalignment(tag.align)
+        if tag.lead is not None:
             axes.annotate(
                 "",
-                (x, y),
-                offset,
+                points[k][1:],
+                tag.offset,
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6},
             ).set_in_layout(False)
+
+
+def _tags(spot: np.ndarray, size: Bbox, scale: float) -> Iterator[_Tag]:
+    """Places around a spot, the nearest first, for a text of some size; `scale` is of pixels to typographic points."""
+    for radius in (7, 12, 18, 26, 36, 48, 62, 80, 100, 125):
+        for angle in (0, 180, 45, -45, 135, -135, 90, -90, 22, -22, 158, -158, 68, -68, 112, -112):
+            dx, dy = radius * np.cos(np.radians(angle)), radius * np.sin(np.radians(angle))
+            align = "left" if dx > 1 else "right" if dx < -1 else "center"
+            left = {"left": 0, "right": -size.width, "center": -size.width / 2}[align]
+            end = spot + np.array((dx, dy)) * scale
+            box = Bbox.from_bounds(end[0] + left, end[1] - size.height / 2, size.width, size.height)
+            yield _Tag((dx, dy), align, box, (spot, end) if radius > LED else None)
+
+
+def _cost(tag: _Tag, k: int, others: Sequence[_Tag], dots: Sequence[Bbox], room: Bbox) -> float:
+    """How bad a place is for the name of dot k: what it hides, what its line crosses, whose it seems to be."""
+    box, boxes = tag.box, [*dots, *(other.box for other in others)]
+    cost = float(np.hypot(*tag.offset))
+    cost += 50 * sum(_overlap(box, other) for other in boxes)
+    cost += 500 * max(room.x0 - box.x0, box.x1 - room.x1, room.y0 - box.y0, box.y1 - room.y1, 0.0)
+    cost += 60 * (int(np.argmin([_gap(box, dot) for dot in dots])) != k)
+    leads = [other.lead for other in others if other.lead is not None]
+    cost += 500 * sum(_through(box, lead) for lead in leads)
+    if tag.lead is not None:
+        cost += 5000 * sum(_cross(tag.lead, lead) for lead in leads)
+        cost += 500 * sum(_through(other, tag.lead) for other in boxes if other is not dots[k])
+    return cost
 
 
 def _together(axes: Axes, points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
@@ -267,22 +291,24 @@ def broken(label: str, width: int) -> str:
     return "\n".join(line for part in made for line in wrap(part, width))
 
 
-def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
-    """Whether the straight lines from a to b and from c to d cross; all (2,)."""
+def _cross(one: Lead, other: Lead) -> bool:
+    """Whether two straight lines between positions (2,) cross."""
 
-    def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> float:
-        return float((q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]))
+    def apart(line: Lead, ends: Lead) -> bool:
+        (x, y), sides = line[1] - line[0], [end - line[0] for end in ends]
+        return (x * sides[0][1] - y * sides[0][0]) * (x * sides[1][1] - y * sides[1][0]) < 0
 
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
-
-
-def _through(box: Bbox, a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether the straight line from a to b, both (2,), runs through a box."""
-    return Outline([a, b]).intersects_bbox(box, filled=False)
+    return apart(one, other) and apart(other, one)
 
 
-def _gap(box: Bbox, x: float, y: float) -> float:
-    """How far a position is from a box, in pixels."""
+def _through(box: Bbox, line: Lead) -> bool:
+    """Whether a straight line between positions (2,) runs through a box."""
+    return Outline(line).intersects_bbox(box, filled=False)
+
+
+def _gap(box: Bbox, dot: Bbox) -> float:
+    """How far the middle of a dot is from a box, in pixels."""
+    x, y = (dot.x0 + dot.x1) / 2, (dot.y0 + dot.y1) / 2
     return float(np.hypot(max(box.x0 - x, x - box.x1, 0), max(box.y0 - y, y - box.y1, 0)))
 
 
