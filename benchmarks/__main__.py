@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import embedded, generate, guidance, memory, processes, profile, unet
+from benchmarks import embedded, generate, guidance, memory, price, processes, profile, unet
 from benchmarks.measure import Device, environment
 from benchmarks.setup import Setup
 from benchmarks.sides import FULL, SMALL, TINY, write_model
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Setup], dict[str, Any]]] = {
     "unet": unet.run,
     "profile": profile.run,
     "embedded": embedded.run,
+    "price": price.run,
     "generate": generate.run,
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -11,11 +11,19 @@ from torch import Tensor
 from benchmarks.measure import by_turns, seconds
 from benchmarks.setup import Setup
 from benchmarks.sides import Work, difference, our_pictures, ours, their_pictures, theirs
-from sld.guidance import STRONG, WEAK, SafeLatentGuidance, Sparse
+from sld.guidance import STRONG, WEAK, Guidance, SafeLatentGuidance, Sparse
 from sld.pipeline import Pipeline
+from sld.reuse import NO_REUSE, Reuse
 
-PRICES = {"price_of_cfg": 1, "price_of_cfg_every_2nd": 2, "price_of_cfg_every_3rd": 3}
-"""SLD with a safety row at every k-th evaluation, against diffusers' plain pipeline."""
+_STRONG = SafeLatentGuidance(STRONG)
+PRICES: dict[str, tuple[Guidance[Any, Any, Any], Reuse]] = {
+    "price_of_cfg": (_STRONG, NO_REUSE),
+    "price_of_cfg_every_2nd": (Sparse(_STRONG, 2), NO_REUSE),
+    "price_of_cfg_every_3rd": (Sparse(_STRONG, 3), NO_REUSE),
+    "price_of_cfg_deep_2nd": (_STRONG, Reuse(deep_every=2)),
+    "price_of_cfg_deep_3rd": (_STRONG, Reuse(deep_every=3)),
+}
+"""SLD Strong against diffusers' plain pipeline: exact, or with the safety row or deep features at every k-th step."""
 
 
 def run(setup: Setup) -> dict[str, Any]:
@@ -26,11 +34,11 @@ def run(setup: Setup) -> dict[str, Any]:
     eager = ours(setup.folder, device, setup.dtype)
     results: dict[str, Any] = {}
 
-    def compare(name: str, pipe: Pipeline, other: Any, work: Work, rule: Any = None) -> float:
+    def compare(name: str, pipe: Pipeline, other: Any, work: Work, rule: Any = None, reuse: Reuse = NO_REUSE) -> float:
         made: list[Tensor] = []
         timing = by_turns(
             device,
-            lambda: made.append(our_pictures(pipe, work, rule)),
+            lambda: made.append(our_pictures(pipe, work, rule, reuse)),
             lambda: made.append(their_pictures(other, work)),
             setup.runs,
             warm=False,
@@ -54,8 +62,7 @@ def run(setup: Setup) -> dict[str, Any]:
     results["ratio_generate_compiled"] = compare("generate_compiled", compiled, safe, strong)
 
     plain = theirs(setup.folder, device, setup.dtype, safe=False)
-    for name, every in PRICES.items():
-        rule = SafeLatentGuidance(STRONG) if every == 1 else Sparse(SafeLatentGuidance(STRONG), every)
-        our_pictures(compiled, first, rule), our_pictures(compiled, second, rule)
-        results[f"ratio_{name}"] = compare(name, compiled, plain, strong, rule)
+    for name, (rule, reuse) in PRICES.items():
+        our_pictures(compiled, first, rule, reuse), our_pictures(compiled, second, rule, reuse)
+        results[f"ratio_{name}"] = compare(name, compiled, plain, strong, rule, reuse)
     return results

@@ -22,6 +22,7 @@ from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
 from sld.pipeline import Pipeline, embedded_checkpoint
+from sld.reuse import NO_REUSE, Reuse
 from sld.samplers import make_sampler
 
 FULL = replace(SD15, text=replace(SD15.text, vocabulary=833))
@@ -87,7 +88,7 @@ def ours(folder: Path, device: Device, dtype: torch.dtype = torch.float32, **opt
     return sld.load(folder, dtype=dtype, device=device.torch, **options)
 
 
-def our_pictures(pipe: Pipeline, work: Work, guidance: Any = None) -> Tensor:
+def our_pictures(pipe: Pipeline, work: Work, guidance: Any = None, reuse: Reuse = NO_REUSE) -> Tensor:
     """(b, 3, H, W), about [-1, 1]."""
     *_, state = pipe.sample(
         [PROMPT] * work.batch,
@@ -96,6 +97,7 @@ def our_pictures(pipe: Pipeline, work: Work, guidance: Any = None) -> Tensor:
         guidance=guidance or guidance_for(work.config),
         concept=CONCEPT,
         size=work.side,
+        reuse=reuse,
     )
     return pipe.decode(state.x)
 

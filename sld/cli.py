@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import warnings
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             options.run(options)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has seen enough, as in sld prompts i2p | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:

@@ -29,12 +29,14 @@ ROOT = Path(__file__).parent.parent
                 "ratio_price_of_cfg",
                 "ratio_price_of_cfg_every_2nd",
                 "ratio_price_of_cfg_every_3rd",
+                "ratio_price_of_cfg_deep_2nd",
+                "ratio_price_of_cfg_deep_3rd",
                 "live_peak_bytes",
                 "kernels_per_step",
                 "share_outside_heavy_operations",
             },
         ),
-        (("guidance",), {"ratio_guidance", "guidance_kernels", "recompilations"}),
+        (("guidance", "price"), {"ratio_guidance", "guidance_kernels", "recompilations", "price"}),
     ],
 )
 def test_what_runs_on_cuda_runs_dry(tmp_path, parts, keys):

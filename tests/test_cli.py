@@ -191,3 +191,12 @@ def _seconds(*arguments):
 )
 def test_seeds_are_numbers_and_ranges(text, seeds):
     assert integers(text, "seeds", 2**64) == seeds
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "sld", "prompts", "mini-i2p"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (0, "")
