@@ -36,15 +36,6 @@ PROMPTS = ["a fox in a dark alley", "a robot at the beach", "an owl"]
 GUIDANCE = SafeLatentGuidance(replace(STRONG, warmup_steps=1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Results are compared to the bit, and the number of threads changes bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def pipe():
     return sld.load(exact_batch=True)

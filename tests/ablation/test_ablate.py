@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from sld.cli import main
@@ -40,14 +39,6 @@ threshold = [0.0, 1.0]
 label = "SEGA, from the start"
 rule = { rule = "sega", concepts = [{ text = "unsafe, death", warmup_steps = 0 }] }
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As many as the commands have, which set the number for the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-import torch
-
 import sld
 from sld.evaluation.classifiers import make_classifier
 from sld.evaluation.prompts import Selection, read_prompts
@@ -12,15 +9,6 @@ from sld.evaluation.protocol import Protocol, configuration
 from sld.evaluation.runner import Evaluation, evaluate
 from sld.evaluation.spread import Ranks
 from sld.request import Request
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs are compared to the bit, and the number of threads changes bits: here it is one, as in `sld evaluate`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def evaluation(pipe=None, rows=40, names=("off", "max"), steps=2, **changes):

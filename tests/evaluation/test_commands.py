@@ -9,7 +9,6 @@ import json
 import shlex
 
 import pytest
-from small import one_thread  # noqa: F401 (used by every test of the module)
 from tiny_clip import whole_clip
 
 from sld.cli import main

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import evaluation, go, one_thread  # noqa: F401 (used by every test of the module)
+from small import evaluation, go
 from tiny_clip import whole_clip
 
 from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts

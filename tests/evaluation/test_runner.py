@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import evaluation, files, go, one_thread  # noqa: F401 (used by every test of the module)
+from small import evaluation, files, go
 
 import sld
 from sld.evaluation import runner
