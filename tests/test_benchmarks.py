@@ -36,7 +36,10 @@ ROOT = Path(__file__).parent.parent
                 "share_outside_heavy_operations",
             },
         ),
-        (("guidance", "price"), {"ratio_guidance", "guidance_kernels", "recompilations", "price"}),
+        (
+            ("guidance", "embedded", "price"),
+            {"ratio_guidance", "guidance_kernels", "recompilations", "pictures_per_second", "price"},
+        ),
     ],
 )
 def test_what_runs_on_cuda_runs_dry(tmp_path, parts, keys):
