@@ -67,6 +67,7 @@ def main() -> None:
                 long_steps=long_steps,
                 pairs=args.pairs or (1 if args.dry_run else 5),
                 runs=args.runs or (1 if args.dry_run or not args.quick else 2),
+                quick=args.quick,
             )
             measured = results if args.device == "cpu" else results.setdefault(name, {})
             for part in args.only:

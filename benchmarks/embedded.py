@@ -34,7 +34,8 @@ def run(setup: Setup) -> dict[str, Any]:
     Throughput is taken at few steps, batch sizes by turns; a picture's time at the usual number.
     """
     pipe = sld.load(device=setup.device.torch)
-    pictures, brief, steps, rounds = (4, 2, 2, 1) if setup.device.dry else (PICTURES, BRIEF, STEPS, ROUNDS)
+    few = (4, 2, 2, 1) if setup.device.dry else (16, 5, STEPS, 1)
+    pictures, brief, steps, rounds = few if setup.device.dry or setup.quick else (PICTURES, BRIEF, STEPS, ROUNDS)
     rows = read_prompts("mini-i2p").rows[:pictures]
     requests = [
         Request(row.prompt, pipe.concept, 64, 64, seed=k, guidance=STRONG, sampler="ddim", steps=brief)

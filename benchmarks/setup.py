@@ -24,6 +24,7 @@ class Setup:
         steps, long_steps: of the sampler, in generations under Strong and under Weak.
         pairs: how often a call of the UNet is timed on each side.
         runs: how often a generation is.
+        quick: make few pictures with the embedded model too.
     """
 
     device: Device
@@ -35,6 +36,7 @@ class Setup:
     long_steps: int
     pairs: int
     runs: int
+    quick: bool = False
 
     @property
     def compiler(self) -> dict[str, Any]:
