@@ -15,11 +15,14 @@ from sld.models.unet import UNet
 
 
 def run(setup: Setup) -> dict[str, Any]:
-    """Ratios of the UNet, eager in both layouts and compiled against compiled, at the setup's latents."""
+    """Ratios of the UNet, eager in every form it has and compiled against compiled, at the setup's latents."""
     device, results = setup.device, {}
-    pipes = {
-        layout: ours(setup.folder, device, setup.dtype, channels_last=layout == "last") for layout in ("first", "last")
+    forms = {
+        f"channels_{layout}": ours(setup.folder, device, setup.dtype, channels_last=layout == "last")
+        for layout in ("first", "last")
     }
+    if device.kind == "cpu":
+        forms["winograd"] = forms["channels_first"].winograd()
     reference = theirs(setup.folder, device, setup.dtype).unet
     x = torch.randn(1, 4, setup.latent, setup.latent, device=device.torch)
     text = torch.randn(3, 77, setup.config.unet.context, device=device.torch)
@@ -40,16 +43,16 @@ def run(setup: Setup) -> dict[str, Any]:
         return call
 
     eager: dict[str, Timing] = {}
-    for layout, pipe in pipes.items():
+    for form, pipe in forms.items():
         call = of_ours(pipe.unet)
-        results[f"unet_difference_channels_{layout}"] = difference(call(), of_theirs())
-        eager[layout] = by_turns(device, call, of_theirs, setup.pairs)
-        results[f"unet_eager_channels_{layout}"] = eager[layout].to_dict()
-    best = max(eager, key=lambda layout: eager[layout].ratio)
-    results["layout"] = f"channels_{best}"
+        results[f"unet_difference_{form}"] = difference(call(), of_theirs())
+        eager[form] = by_turns(device, call, of_theirs, setup.pairs)
+        results[f"unet_eager_{form}"] = eager[form].to_dict()
+    best = max(eager, key=lambda form: eager[form].ratio)
+    results["unet_form"] = best
     results["ratio_unet_eager"] = eager[best].ratio
 
-    blocks = of_ours(compiled_blocks(pipes[best].unet, **setup.compiler))
+    blocks = of_ours(compiled_blocks(forms[best].unet, **setup.compiler))
     whole = torch.compile(reference, **setup.compiler)
     results["unet_first_call_s"] = {
         "ours": seconds(device, blocks),
