@@ -37,8 +37,12 @@ class Winograd(nn.Module):
         conv: the convolution, with a bias; stays as it is.
     """
 
+    of_tile: Tensor
+    of_products: Tensor
+
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
+        assert conv.bias is not None
         a, b, g = (of.to(conv.weight) for of in (_A, _B, _G))
         filters = torch.einsum("ij,dcjk,lk->ilcd", g, conv.weight.detach(), g)
         self.weight = nn.Parameter(filters.flatten(0, 1).contiguous(), requires_grad=False)
