@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.measure import Timing
@@ -22,7 +23,7 @@ folder, cpu = Path({folder!r}), Device("cpu")
 
 LOAD = """
 start = time.perf_counter()
-pipe = sides.{side}(folder, cpu)
+pipe = {pipe}
 networks = {networks}
 touched = sum(p.flatten()[::512].sum().item() for n in networks for p in n.parameters())  # mapped pages count when read
 print(time.perf_counter() - start)
@@ -30,14 +31,22 @@ print(time.perf_counter() - start)
 
 PEAK = """
 from sld.guidance import STRONG
-pipe = sides.{side}(folder, cpu)
+pipe = {pipe}
 sides.{pictures}(pipe, sides.Work(STRONG, "pndm", 2, {pixels}))
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
 """
 
 SIDES = {
-    "ours": {"side": "ours", "networks": "pipe.unet, pipe.vae, pipe.text", "pictures": "our_pictures"},
-    "theirs": {"side": "theirs", "networks": "pipe.unet, pipe.vae, pipe.text_encoder", "pictures": "their_pictures"},
+    "ours": {
+        "pipe": "sides.ours(folder, cpu)",
+        "networks": "pipe.unet, pipe.vae, pipe.text",
+        "pictures": "our_pictures",
+    },
+    "theirs": {
+        "pipe": "sides.theirs(folder, cpu)",
+        "networks": "pipe.unet, pipe.vae, pipe.text_encoder",
+        "pictures": "their_pictures",
+    },
 }
 
 
@@ -49,7 +58,8 @@ def run(setup: Setup) -> dict[str, Any]:
     results["ratio_load"] = loading.ratio
 
     ours, theirs = _both(setup, PEAK)
-    results["peak_memory_bytes"] = {"ours": ours, "theirs": theirs}
+    with_winograd = _printed(setup, PEAK, SIDES["ours"] | {"pipe": "sides.ours(folder, cpu).winograd()"})
+    results["peak_memory_bytes"] = {"ours": ours, "ours_with_winograd": with_winograd, "theirs": theirs}
     results["ratio_peak_memory"] = theirs / ours
 
     commands = [sys.executable, "-m", "sld", "--help"], [sys.executable, "-c", "import diffusers"]
@@ -61,15 +71,17 @@ def run(setup: Setup) -> dict[str, Any]:
 
 def _both(setup: Setup, code: str) -> tuple[float, float]:
     """What the code prints on our side and on theirs."""
+    return _printed(setup, code, SIDES["ours"]), _printed(setup, code, SIDES["theirs"])
+
+
+def _printed(setup: Setup, code: str, names: Mapping[str, str]) -> float:
+    """The number that the code prints in a process of its own."""
     import torch
 
-    printed = []
-    for names in SIDES.values():
-        head = HEAD.format(threads=torch.get_num_threads(), folder=str(setup.folder))
-        script = head + code.format(pixels=setup.latent * 8, **names)
-        made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-        printed.append(float(made.stdout.split()[-1]))
-    return printed[0], printed[1]
+    head = HEAD.format(threads=torch.get_num_threads(), folder=str(setup.folder))
+    script = head + code.format(pixels=setup.latent * 8, **names)
+    made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    return float(made.stdout.split()[-1])
 
 
 def _wall(command: list[str]) -> float:
