@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_weights
 from sld.checkpoints.folders import read_config
@@ -133,7 +134,7 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
     path = Path(path)
     files, format = _open(path)
     config, told_by = _find_config(path, format, files) if config is None else (_resolve(config), "user")
-    with torch.device("meta"):
+    with torch.device("meta"), _Unwritten():
         models: dict[Part, nn.Module] = {
             "unet": UNet(config.unet),
             "vae": VAE(config.vae),
@@ -168,6 +169,18 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         dropped={name: tuple(keys) for name, keys in dropped.items()},
         averaged=averaged,
     )
+
+
+class _Unwritten(TorchFunctionMode):
+    """Weights of new networks are left unwritten: those of the checkpoint come in their place.
+
+    Drawing them takes a third of the time of loading, even where there is no memory behind them.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _by_file(

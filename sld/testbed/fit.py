@@ -86,7 +86,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pt"
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     step, seconds, average = 0, 0.0, [p.detach().clone() for p in parameters]
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
