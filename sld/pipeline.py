@@ -116,7 +116,7 @@ class Pipeline:
     tokenizer: Tokenizer = field(repr=False)
     schedule: Schedule = field(repr=False)
     concept: str = DEFAULT_CONCEPT
-    source: checkpoints.Parts | None = field(default=None, repr=False)
+    source: checkpoints.Source | None = field(default=None, repr=False)
     exact_batch: bool = False
     savings: Savings = field(default=Savings(), repr=False)
     step: Step = field(default=advance, repr=False)
@@ -416,7 +416,7 @@ def load(
         tokenizer=Tokenizer.load(tokenizer or parts.tokenizer_folder, parts.config.text),
         schedule=Schedule.from_config(parts.config.schedule).to(device),
         concept=EMBEDDED_CONCEPT if path is None else DEFAULT_CONCEPT,
-        source=parts,
+        source=parts.source,
         exact_batch=exact_batch,
     )
 

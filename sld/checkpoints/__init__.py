@@ -3,13 +3,14 @@
 from sld.checkpoints.convert import convert, save_compvis, save_diffusers
 from sld.checkpoints.files import sha256
 from sld.checkpoints.inspect import Inspection, inspect
-from sld.checkpoints.load import Parts, load
+from sld.checkpoints.load import Parts, Source, load
 from sld.checkpoints.remap import CheckpointError
 
 __all__ = [
     "CheckpointError",
     "Inspection",
     "Parts",
+    "Source",
     "convert",
     "inspect",
     "load",

@@ -19,22 +19,15 @@ from sld.models.vae import VAE
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A loaded model: networks in eval mode whose parameters want no gradient, and where they came from.
+class Source:
+    """Where a model came from.
 
     Attributes:
-        config: what the model is.
-        tokenizer_folder: the tokenizer that lies in the diffusers folder, or as "tokenizer" beside the single file.
         path: what was loaded.
         format: how it was read.
         files: the files that the weights are in.
     """
 
-    config: ModelConfig
-    unet: UNet
-    vae: VAE
-    text: TextEncoder
-    tokenizer_folder: Path | None
     path: Path
     format: Format
     files: tuple[Path, ...]
@@ -44,6 +37,24 @@ class Parts:
         """SHA-256 of every file, by its name below `path`; computed when first asked for, which takes seconds."""
         root = self.path if self.path.is_dir() else self.path.parent
         return {file.relative_to(root).as_posix(): sha256(file) for file in self.files}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A loaded model: networks in eval mode whose parameters want no gradient, and where they came from.
+
+    Attributes:
+        config: what the model is.
+        tokenizer_folder: the tokenizer that lies in the diffusers folder, or as "tokenizer" beside the single file.
+        source: the checkpoint.
+    """
+
+    config: ModelConfig
+    unet: UNet
+    vae: VAE
+    text: TextEncoder
+    tokenizer_folder: Path | None
+    source: Source
 
 
 def load(
@@ -82,9 +93,11 @@ def load(
         cast(VAE, models["vae"]),
         cast(TextEncoder, models["text"]),
         _tokenizer_folder(checkpoint.path),
-        checkpoint.path,
-        checkpoint.format,
-        tuple(dict.fromkeys(file.path for file in checkpoint.files.values())),
+        Source(
+            checkpoint.path,
+            checkpoint.format,
+            tuple(dict.fromkeys(file.path for file in checkpoint.files.values())),
+        ),
     )
 
 
