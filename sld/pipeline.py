@@ -260,7 +260,7 @@ class Pipeline:
     def winograd(self) -> Pipeline:
         """This pipeline with Winograd's form of the UNet's wide 3x3 convolutions, which a CPU computes faster.
 
-        The same sums in another order. At SD 1.5's widths docs/performance.md has a step at 1.4 times the speed for 1.3
+        The same sums in another order. At SD 1.5's widths docs/performance.md has a step at 1.3 times the speed for 1.6
         GB more of memory; the embedded model's convolutions are too narrow and stay as they are. Goes with `compile`,
         before it. This pipeline and its networks stay as they are.
 

@@ -221,7 +221,7 @@ def test_weights_of_a_folder_may_be_pickles_or_a_half_precision_variant(tmp_path
     assert parts.vae.dtype == torch.float16
     assert parts.unet.dtype == torch.float32
     assert same(states(parts), {key: x.half() if key.startswith("1.") else x for key, x in full.items()})
-    assert list(parts.sha256) == [
+    assert list(parts.source.sha256) == [
         "unet/diffusion_pytorch_model.bin",
         "vae/diffusion_pytorch_model.fp16.safetensors",
         "text_encoder/pytorch_model.bin",
@@ -270,7 +270,7 @@ def test_a_file_we_wrote_says_itself_which_model_it_is(config, tmp_path):
     parts = load(tmp_path / "model.safetensors")
     assert parts.config == config
     assert same(states(parts), states(networks))
-    assert list(parts.sha256) == ["model.safetensors"]
+    assert list(parts.source.sha256) == ["model.safetensors"]
     assert parts.tokenizer_folder is None
 
 

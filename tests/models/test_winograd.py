@@ -1,9 +1,4 @@
-"""Winograd's form of a convolution is that convolution.
-
-Mutants seen to fail: tiles that do not overlap, a sign in each of the three matrices, no border added for odd sides,
-rows and columns of a tile exchanged in one of the two transforms, every 3x3 convolution replaced, the network's own
-convolutions replaced.
-"""
+"""Winograd's form of a convolution is that convolution."""
 
 import pytest
 import torch
