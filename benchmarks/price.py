@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 import sld
 from benchmarks.measure import seconds
 from benchmarks.setup import Setup
-from sld.ablation.plots import NEUTRAL, PANEL, WIDE, front, name_points
+from sld.ablation.names import name_points
+from sld.ablation.plots import NEUTRAL, PANEL, WIDE, front
 from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration
 from sld.evaluation.report.plots import COLOURS, render

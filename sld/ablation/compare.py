@@ -11,7 +11,7 @@ from textwrap import wrap
 import numpy as np
 
 from sld import images
-from sld.ablation.plots import framed
+from sld.ablation.sheets import framed
 from sld.ablation.table import METRICS
 from sld.evaluation import store
 from sld.evaluation.fidelity import rms

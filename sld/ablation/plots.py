@@ -1,4 +1,4 @@
-"""Plots of a sweep: what safety costs, what one setting does, what two do together, and the pictures themselves.
+"""Plots of a sweep: what safety costs, what one setting does, and what two do together.
 
 They are drawn under the settings of the report's plots, and every point is named where it lies.
 """
@@ -11,24 +11,18 @@ from functools import cached_property, partial
 from itertools import combinations, pairwise
 from math import isfinite
 from numbers import Real
-from pathlib import Path
-from textwrap import shorten, wrap
-from typing import Any, Literal, NamedTuple
+from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Outline
-from matplotlib.transforms import Bbox
-from PIL import Image, ImageDraw
 
-from sld import images
+from sld.ablation.names import name_points
 from sld.ablation.sweep import Axis, Point, Value
 from sld.ablation.table import LOSSES, METRICS, Findings, Line
 from sld.evaluation.report.plots import BESIDE, COLOURS, INK, SMALL, Plot, render
 from sld.evaluation.report.tables import number
-from sld.evaluation.results import Record
 
 WIDE = 9.6  # inches: two panels
 PANEL = 3.3
@@ -36,15 +30,6 @@ CURVES, PLANES = 6, 3
 """Curves in a panel, of which there may be several, and heat maps of two axes, at most."""
 
 NEUTRAL, FRONT = COLOURS[0], COLOURS[4]
-COLUMNS, SEEDS = 10, 6
-"""Of a contact sheet, at most."""
-
-LED = 20
-"""A name further from its point than this, in typographic points, has a line back to it."""
-
-ROUNDS = 3
-"""In which names look for their places."""
-
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
     "warmup_fraction": "warm-up (part of the run)",
@@ -177,146 +162,6 @@ def pareto(board: Board, losses: Sequence[str]) -> Figure:
     for axes, placed in zip(panels, names, strict=True):
         name_points(axes, placed)
     return figure
-
-
-Lead = tuple[np.ndarray, np.ndarray]
-"""The ends of a straight line, (2,) each, in pixels."""
-
-
-class _Tag(NamedTuple):
-    """Where a name may go: shifted from its point, in typographic points, and what it takes up, in pixels."""
-
-    offset: tuple[float, float]
-    align: Literal["left", "right", "center"]
-    box: Bbox
-    lead: Lead | None
-
-
-def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside points, each at the nearest free place around its own; a line leads back from one that is far.
-
-    Args:
-        axes: whose limits are final; the figure's layout has been drawn.
-        points: names and positions.
-    """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    room = axes.get_window_extent(renderer)
-    points = _together(axes, points)
-    spots = axes.transData.transform([(x, y) for _, x, y in points])
-    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
-    texts = [
-        axes.annotate(
-            name,
-            (x, y),
-            (0, 0),
-            textcoords="offset points",
-            size=SMALL - 2,
-            va="center",
-            # readable where a line runs below it; an outline would turn letters into curves in SVG
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
-        )
-        for name, x, y in points
-    ]
-    tags: dict[int, _Tag] = {}
-    for k in [*range(len(points))] * ROUNDS:  # in later rounds each knows where all the others are
-        size = texts[k].get_window_extent(renderer)
-        others = [tag for at, tag in tags.items() if at != k]
-        tags[k] = min(
-            _tags(spots[k], size, figure.dpi / 72),
-            key=lambda tag, k=k, others=others: _cost(tag, k, others, dots, room),
-        )
-    for k, (text, tag) in enumerate(zip(texts, tags.values(), strict=True)):
-        text.set_in_layout(False)
-        text.set_position(tag.offset)
-        text.set_horizontalalignment(tag.align)
-        if tag.lead is not None:
-            axes.annotate(
-                "",
-                points[k][1:],
-                tag.offset,
-                textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6},
-            ).set_in_layout(False)
-
-
-def _tags(spot: np.ndarray, size: Bbox, scale: float) -> Iterator[_Tag]:
-    """Places around a spot, the nearest first, for a text of some size; `scale` is of pixels to typographic points."""
-    for radius in (7, 12, 18, 26, 36, 48, 62, 80, 100, 125):
-        for angle in (0, 180, 45, -45, 135, -135, 90, -90, 22, -22, 158, -158, 68, -68, 112, -112):
-            dx, dy = radius * np.cos(np.radians(angle)), radius * np.sin(np.radians(angle))
-            align = "left" if dx > 1 else "right" if dx < -1 else "center"
-            left = {"left": 0, "right": -size.width, "center": -size.width / 2}[align]
-            end = spot + np.array((dx, dy)) * scale
-            box = Bbox.from_bounds(end[0] + left, end[1] - size.height / 2, size.width, size.height)
-            yield _Tag((dx, dy), align, box, (spot, end) if radius > LED else None)
-
-
-def _cost(tag: _Tag, k: int, others: Sequence[_Tag], dots: Sequence[Bbox], room: Bbox) -> float:
-    """How bad a place is for the name of dot k: what it hides, what its line crosses, whose it seems to be."""
-    box, boxes = tag.box, [*dots, *(other.box for other in others)]
-    cost = float(np.hypot(*tag.offset))
-    cost += 50 * sum(_overlap(box, other) for other in boxes)
-    cost += 500 * max(room.x0 - box.x0, box.x1 - room.x1, room.y0 - box.y0, box.y1 - room.y1, 0.0)
-    cost += 60 * (int(np.argmin([_gap(box, dot) for dot in dots])) != k)
-    leads = [other.lead for other in others if other.lead is not None]
-    cost += 500 * sum(_through(box, lead) for lead in leads)
-    if tag.lead is not None:
-        cost += 5000 * sum(_cross(tag.lead, lead) for lead in leads)
-        cost += 500 * sum(_through(other, tag.lead) for other in boxes if other is not dots[k])
-    return cost
-
-
-def _together(axes: Axes, points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Points that lie on each other as one, with all their names below each other."""
-    spots = axes.transData.transform([(x, y) for _, x, y in points])
-    lead = [int(np.argmax(np.hypot(*(spots - spot).T) < 4)) for spot in spots]
-    return [
-        ("\n".join(broken(points[k][0], 28) for k, of in enumerate(lead) if of == first), *points[first][1:])
-        for first in dict.fromkeys(lead)
-    ]
-
-
-def broken(label: str, width: int) -> str:
-    """A label in lines of at most `width` characters, broken behind commas where that will do."""
-    made = [""]
-    for part in label.split(", "):
-        longer = f"{made[-1]}, {part}" if made[-1] else part
-        if len(longer) <= width or not made[-1]:
-            made[-1] = longer
-        else:
-            made[-1] += ","
-            made.append(part)
-    return "\n".join(line for part in made for line in wrap(part, width))
-
-
-def _cross(one: Lead, other: Lead) -> bool:
-    """Whether two straight lines between positions (2,) cross."""
-
-    def apart(line: Lead, ends: Lead) -> bool:
-        (x, y), sides = line[1] - line[0], [end - line[0] for end in ends]
-        return (x * sides[0][1] - y * sides[0][0]) * (x * sides[1][1] - y * sides[1][0]) < 0
-
-    return apart(one, other) and apart(other, one)
-
-
-def _through(box: Bbox, line: Lead) -> bool:
-    """Whether a straight line between positions (2,) runs through a box."""
-    return Outline(line).intersects_bbox(box, filled=False)
-
-
-def _gap(box: Bbox, dot: Bbox) -> float:
-    """How far the middle of a dot is from a box, in pixels."""
-    x, y = (dot.x0 + dot.x1) / 2, (dot.y0 + dot.y1) / 2
-    return float(np.hypot(max(box.x0 - x, x - box.x1, 0), max(box.y0 - y, y - box.y1, 0)))
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    """The area that two boxes share, in square pixels."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0.0) * max(height, 0.0)
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -556,56 +401,3 @@ def _rising(values: list[Value]) -> list[Value]:
 
 PLOTS: dict[str, Drawer] = {"pareto": _pareto, "points": _points, "curves": _curves, "heatmaps": _heatmaps}
 """Kinds of plots by name."""
-
-SHEETS = "sheets"
-"""The name of contact sheets, which are pictures."""
-
-
-# ----------------------------------------------------------------------------------------------------- contact sheets
-
-
-def sheets(findings: Findings) -> list[Image.Image]:
-    """Points as columns and seeds as rows, the baseline in every sheet; none where no picture was kept for all points.
-
-    The rows are different prompts, those first whose baseline is unsafe. Unsafe pictures have a frame.
-    """
-    points, results = findings.points, findings.results
-    by_key: dict[tuple[int, int], dict[str, Record]] = {}
-    for record in results.records:
-        if results.picture(record) is not None:
-            by_key.setdefault((record.row, record.image), {})[record.configuration] = record
-    whole = {key: records for key, records in by_key.items() if len(records) == len(points)}
-
-    def unsafe(record: Record) -> bool:
-        return record.failure is None and record.unsafe(results.classifiers)
-
-    def shown(record: Record) -> Image.Image:
-        path = results.picture(record)
-        assert path is not None
-        return framed(path, unsafe(record))
-
-    order = sorted(whole, key=lambda key: (not unsafe(whole[key][points[0].name]), key))
-    first_of_row = {row: (row, image) for row, image in reversed(order)}
-    chosen = [key for key in order if first_of_row[key[0]] == key][:SEEDS]
-    if not chosen:
-        return []
-    others = points[1:]
-    parts = [others[k : k + COLUMNS - 1] for k in range(0, len(others), COLUMNS - 1)] or [()]
-    return [
-        images.contact_sheet(
-            [[shown(whole[key][point.name]) for point in (points[0], *part)] for key in chosen],
-            [broken(point.label, 24) for point in (points[0], *part)],
-            ["\n".join((*wrap(results.rows[row].prompt, 20)[:6], f"row {row}, image {k}")) for row, k in chosen],
-        )
-        for part in parts
-    ]
-
-
-def framed(path: Path, unsafe: bool) -> Image.Image:
-    """A picture's file, with a frame where it is unsafe."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
-    if unsafe:
-        edge = (0, 0, picture.width - 1, picture.height - 1)
-        ImageDraw.Draw(picture).rectangle(edge, outline=COLOURS[6], width=max(2, picture.width // 40))
-    return picture

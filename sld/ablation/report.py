@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sld.ablation.plots import PLOTS, SHEETS, Board, called, draw, sheets
+from sld.ablation.plots import PLOTS, Board, called, draw
+from sld.ablation.sheets import SHEETS, sheets
 from sld.ablation.sweep import differing
 from sld.ablation.table import METRICS, Findings, Line, lines, tidy, write_table
 from sld.evaluation.classifiers.base import tag

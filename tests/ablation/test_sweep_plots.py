@@ -16,8 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from sld.ablation import plots
-from sld.ablation.plots import PLOTS, Board, broken, draw, front, pareto, sheets
+from sld.ablation.names import broken, name_points
+from sld.ablation.plots import PLOTS, Board, draw, front, pareto
 from sld.ablation.report import KINDS
+from sld.ablation.sheets import sheets
 from sld.ablation.table import lines
 from sld.evaluation.results import picture_path
 
@@ -110,7 +112,7 @@ def test_names_of_a_crowd_do_not_lie_on_each_other_or_on_points():
     axes.plot(*np.array([where for _, *where in crowd]).T, "o")
     axes.margins(0.2)
     figure.draw_without_rendering()
-    plots.name_points(axes, crowd)
+    name_points(axes, crowd)
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
@@ -138,7 +140,7 @@ def test_lines_that_lead_to_names_of_a_crowd_do_not_cross():
     axes.plot(*np.array([where for _, *where in crowd]).T, "o")
     axes.margins(0.5)
     figure.draw_without_rendering()
-    plots.name_points(axes, crowd)
+    name_points(axes, crowd)
 
     spots = axes.transData.transform([note.xy for note in axes.texts if note.arrow_patch is not None])
     shifts = np.array([note.xyann for note in axes.texts if note.arrow_patch is not None]) * figure.dpi / 72

@@ -1,0 +1,67 @@
+"""Contact sheets of a sweep: what its points made of the same seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import wrap
+
+from PIL import Image, ImageDraw
+
+from sld import images
+from sld.ablation.names import broken
+from sld.ablation.table import Findings
+from sld.evaluation.report.plots import COLOURS
+from sld.evaluation.results import Record
+
+SHEETS = "sheets"
+"""What contact sheets are called among the plots that a sweep asks for."""
+
+COLUMNS, SEEDS = 10, 6
+"""Of a contact sheet, at most."""
+
+
+def sheets(findings: Findings) -> list[Image.Image]:
+    """Points as columns and seeds as rows, the baseline in every sheet; none where no picture was kept for all points.
+
+    The rows are different prompts, those first whose baseline is unsafe. Unsafe pictures have a frame.
+    """
+    points, results = findings.points, findings.results
+    by_key: dict[tuple[int, int], dict[str, Record]] = {}
+    for record in results.records:
+        if results.picture(record) is not None:
+            by_key.setdefault((record.row, record.image), {})[record.configuration] = record
+    whole = {key: records for key, records in by_key.items() if len(records) == len(points)}
+
+    def unsafe(record: Record) -> bool:
+        return record.failure is None and record.unsafe(results.classifiers)
+
+    def shown(record: Record) -> Image.Image:
+        path = results.picture(record)
+        assert path is not None
+        return framed(path, unsafe(record))
+
+    order = sorted(whole, key=lambda key: (not unsafe(whole[key][points[0].name]), key))
+    first_of_row = {row: (row, image) for row, image in reversed(order)}
+    chosen = [key for key in order if first_of_row[key[0]] == key][:SEEDS]
+    if not chosen:
+        return []
+    others = points[1:]
+    parts = [others[k : k + COLUMNS - 1] for k in range(0, len(others), COLUMNS - 1)] or [()]
+    return [
+        images.contact_sheet(
+            [[shown(whole[key][point.name]) for point in (points[0], *part)] for key in chosen],
+            [broken(point.label, 24) for point in (points[0], *part)],
+            ["\n".join((*wrap(results.rows[row].prompt, 20)[:6], f"row {row}, image {k}")) for row, k in chosen],
+        )
+        for part in parts
+    ]
+
+
+def framed(path: Path, unsafe: bool) -> Image.Image:
+    """A picture's file, with a frame where it is unsafe."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    if unsafe:
+        edge = (0, 0, picture.width - 1, picture.height - 1)
+        ImageDraw.Draw(picture).rectangle(edge, outline=COLOURS[6], width=max(2, picture.width // 40))
+    return picture
