@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch._inductor.config as inductor
 import triton
+from compiled_rules import CASES, SHAPE
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.debug import DebugContext
@@ -51,7 +52,6 @@ DEVICE = SimpleNamespace(
     shared_memory_per_block_optin=232448,
     total_memory=80 << 30,
 )
-SHAPE = (4, 4, 64, 64)
 ARCHITECTURES = (80, 90)
 
 
@@ -164,6 +164,22 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], Sequence[An
     return made
 
 
+def rules() -> dict[str, tuple[Callable[..., Any], Sequence[Any]]]:
+    """Every rule by name, as a function of tensors with its arguments, where it can be traced without a GPU."""
+    made: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {}
+    for name, case in CASES.items():
+        if case.cuda is not None:
+            rule, x = case.one, torch.zeros(SHAPE)
+            rows = rule.split(torch.zeros(len(rule.conditions) * SHAPE[0], *SHAPE[1:]))
+            made[name] = rule.__call__, (rows, rule.init(x), torch.tensor(8), rule.params(51, SHAPE[0]))
+    return made
+
+
+def launches(program: str) -> int:
+    """How often Inductor's program starts a kernel."""
+    return len(re.findall(r"^ +\w+\.run\(", program, re.M))
+
+
 def main() -> None:
     stand_in_for_the_device()
     report: dict[str, Any] = {}
@@ -173,10 +189,13 @@ def main() -> None:
             kernels = triton_kernels(program)
             report[f"{name}, {str(dtype).removeprefix('torch.')}"] = {
                 "kernels": len(kernels),
-                "launches": len(re.findall(r"^ +\w+\.run\(", program, re.M)),
+                "launches": launches(program),
                 "traffic": [traffic(source) for source in kernels.values()],
                 "assembled": {sm: [assemble(s, k, sm) for k, s in kernels.items()] for sm in ARCHITECTURES},
             }
+    for name, (function, args) in rules().items():
+        program = lower(function, args)
+        report[name] = {"kernels": len(triton_kernels(program)), "launches": launches(program)}
     print(json.dumps(report))
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiled_rules import CASES as RULES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton, the compiler of CUDA kernels, is not installed"
@@ -45,3 +46,9 @@ def test_its_code_assembles_for_the_gpus_of_two_generations(report, case, archit
 
     assert kernel["target"].startswith(f"sm_{architecture}")
     assert kernel["machine code"] > 1000
+
+
+@pytest.mark.parametrize("name", [name for name, case in RULES.items() if case.cuda is not None])
+def test_a_rule_is_few_kernels_and_one_where_it_looks_at_no_whole_image(report, name):
+    """Killed by: a sum image by image, which multiplies the launches."""
+    assert (report[name]["kernels"], report[name]["launches"]) == RULES[name].cuda
