@@ -65,9 +65,10 @@ def test_latents_are_the_same_with_and_without_a_saving_to_the_bit_where_batches
 
 @pytest.mark.parametrize("name", list(EACH))
 def test_latents_are_the_same_up_to_rounding_where_batches_are_not_exact(pipe, name):
+    """Five evaluations, and SLD's masks, amplify what kernels round otherwise: 2e-5 at most on the processors tried."""
     saved, full = (final(replace(pipe, savings=savings), 1) for savings in (EACH[name], NO_SAVINGS))
 
-    assert_close(saved, full, **NETWORK)
+    assert_close(saved, full, rtol=0, atol=2e-4)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from sld.guidance import (
     Sparse,
     TextPrediction,
 )
-from sld.rows import NO_SAVINGS
+from sld.rows import NO_SAVINGS, Rows
 from sld.samplers import make_sampler
 from sld.state import SampleState
 
@@ -79,7 +79,7 @@ def test_a_saved_state_goes_on_bit_for_bit(pipe, rule: Guidance, tmp_path):
 
 def test_outside_its_interval_a_rule_costs_one_row(pipe):
     """Of 6 evaluations, 2 to 4 lie in [0.2, 0.8)."""
-    assert pipe.network_rows(TAMED, STEPS, batch=2) == (4 * 2 * STEPS, 4 * 2 * 3 + 2 * 3)
+    assert pipe.network_rows(TAMED, STEPS, batch=2) == Rows(4 * 2 * STEPS, 4 * 2 * 3 + 2 * 3)
     exact = replace(pipe, exact_batch=True)  # else rounding differs, which the masks amplify to 1e-4
     full = states(replace(exact, savings=NO_SAVINGS), TAMED)[-1].x
     assert_close(states(exact, TAMED)[-1].x, full, **EXACT)

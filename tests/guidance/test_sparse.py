@@ -26,6 +26,7 @@ from sld.guidance import (
     Sparse,
 )
 from sld.guidance.concepts import ConceptPredictions
+from sld.rows import Rows
 
 RULES: dict[str, Guidance] = {
     "weak": SafeLatentGuidance(WEAK),
@@ -80,9 +81,9 @@ def test_an_idle_row_may_hold_anything(name: str, every: int):
 
 def test_a_second_look_in_two_saves_a_third_of_the_rows_then():
     pipe = sld.load()
-    assert pipe.network_rows(Sparse(SafeLatentGuidance(STRONG)), 50) == (150, 125)
-    assert pipe.network_rows(Sparse(SafeLatentGuidance(STRONG), 3), 50) == (150, 117)
-    assert pipe.network_rows(Sparse(SafeLatentGuidance(WEAK)), 50) == (150, 118)  # looks at 14, 16, ..., 48
+    assert pipe.network_rows(Sparse(SafeLatentGuidance(STRONG)), 50) == Rows(150, 125)
+    assert pipe.network_rows(Sparse(SafeLatentGuidance(STRONG), 3), 50) == Rows(150, 117)
+    assert pipe.network_rows(Sparse(SafeLatentGuidance(WEAK)), 50) == Rows(150, 118)  # looks at 14, 16, ..., 48
 
 
 def test_images_with_their_own_settings_share_a_batch():
