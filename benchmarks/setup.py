@@ -42,5 +42,5 @@ class Setup:
     def compiler(self) -> dict[str, Any]:
         """Options of torch.compile."""
         if self.device.dry:
-            return {"backend": "eager"}
+            return {"disable": True}
         return {"mode": "reduce-overhead"} if self.device.kind == "cuda" else {}
