@@ -39,5 +39,6 @@ if __name__ == "__main__":
     attempt(sweep, f"{folder}-untouched")
     whole = time.monotonic() - start
     random.seed(0)
-    killed = sum(attempt(sweep, folder, random.uniform(0.1, 0.7) * whole) for _ in range(rounds))
+    # they get about as far together as a whole run
+    killed = sum(attempt(sweep, folder, random.uniform(0.5, 1.5) * whole / rounds) for _ in range(rounds))
     print(f"killed {killed} of {rounds}; then {'killed' if attempt(sweep, folder) else 'done'}")
