@@ -187,9 +187,12 @@ def _read_sidecar(path: Path, pipe: Pipeline) -> Request:
         request = Request.from_dict(sidecar["request"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a sidecar of sld generate: {error!r}") from error
-    for key, now in about(request, pipe).items():
-        if key != "request" and sidecar.get(key) != now:
-            warnings.warn(f"{key} was {sidecar.get(key)} and is {now} now: the picture may differ", stacklevel=2)
+    now = about(request, pipe)
+    for key in dict.fromkeys((*sidecar, *now)):
+        if key != "request" and sidecar.get(key) != now.get(key):
+            warnings.warn(
+                f"{key} was {sidecar.get(key)} and is {now.get(key)} now: the picture may differ", stacklevel=2
+            )
     return request
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sld
+from sld.names import named
 
 if TYPE_CHECKING:
     from sld.guidance import SLDConfig
@@ -28,6 +29,10 @@ SLD_FIELDS = {
 """Fields of `SLDConfig` -> their type and meaning."""
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+"""Of torch.compile; the second replays CUDA graphs."""
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What `load` reads."""
     model = parser.add_argument_group("model")
@@ -38,6 +43,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", default="float32", help="of the networks: float32, float16 or bfloat16 (%(default)s)")
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps … (cuda where there is one)")
     model.add_argument("--exact-batch", action="store_true", help="the same bits in any batch, at some cost")
+
+    cost = parser.add_argument_group(
+        "speed and memory", "Pictures stay as they are but for rounding, and in tiles for what a tile does not show."
+    )
+    cost.add_argument(
+        "--compile",
+        metavar="MODE",
+        help=f"UNet and step: {', '.join(COMPILE_MODES)}; the first picture waits minutes on a CPU",
+    )
+    cost.add_argument("--winograd", action="store_true", help="faster wide convolutions on a CPU in float32")
+    cost.add_argument("--rows-at-once", type=int, metavar="N", help="rows of an image in one call of the UNet (all)")
+    cost.add_argument("--tile", type=int, metavar="PIXELS", help="decode pictures in tiles of this side (whole)")
+    cost.add_argument("--offload", action="store_true", help="text encoder and autoencoder wait in the CPU's memory")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +90,9 @@ def load(options: argparse.Namespace, device: str | None = None) -> Pipeline:
     """The model that the options describe; `device` where they name none."""
     import torch
 
-    return sld.load(
+    if options.compile is not None:
+        named("mode of compilation", options.compile, dict.fromkeys(COMPILE_MODES))
+    pipe = sld.load(
         options.checkpoint,
         options.config,
         dtype=dtype(options.dtype),
@@ -80,7 +100,11 @@ def load(options: argparse.Namespace, device: str | None = None) -> Pipeline:
         tokenizer=options.tokenizer,
         use_ema=options.use_ema,
         exact_batch=options.exact_batch,
+        offload=options.offload,
     )
+    pipe = replace(pipe, rows_at_once=options.rows_at_once, tile=options.tile)
+    pipe = pipe.winograd() if options.winograd else pipe
+    return pipe.compile(mode=options.compile) if options.compile else pipe
 
 
 def dtype(name: str | None) -> Any:

@@ -104,6 +104,8 @@ class Pipeline:
         step: `advance`, or its compiled form.
         rows_at_once: compute no more rows of an image (conditions) in one call of the network; None for all of them.
         tile: side in pixels of the tiles in which pictures are decoded; None for whole pictures.
+        kernels: what the networks are computed with where that is not torch's usual way, for records: "channels last",
+            "winograd", "compiled".
 
     Raises:
         ValueError: rows_at_once or tile is too small.
@@ -122,6 +124,7 @@ class Pipeline:
     step: Step = field(default=advance, repr=False)
     rows_at_once: int | None = None
     tile: int | None = None
+    kernels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows_at_once is not None and self.rows_at_once < 1:
@@ -139,6 +142,12 @@ class Pipeline:
     def sha256(self) -> dict[str, str]:
         """Of the files the weights came from, by file name; recorded beside every picture."""
         return {} if self.source is None else self.source.sha256
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Settings that change the last bits of a picture, by name, where they are not the default; for records."""
+        settings = {"kernels": list(self.kernels), "rows_at_once": self.rows_at_once, "tile": self.tile}
+        return {name: value for name, value in settings.items() if value}
 
     def __call__(
         self,
@@ -255,7 +264,12 @@ class Pipeline:
             options: of torch.compile, such as mode="reduce-overhead", with which CUDA graphs are replayed, one for each
                 shape: keep to one batch and one size.
         """
-        return replace(self, unet=compiled_blocks(self.unet, **options), step=compiled_step(self.step, **options))
+        return replace(
+            self,
+            unet=compiled_blocks(self.unet, **options),
+            step=compiled_step(self.step, **options),
+            kernels=(*self.kernels, "compiled"),
+        )
 
     def winograd(self) -> Pipeline:
         """This pipeline with Winograd's form of the UNet's wide 3x3 convolutions, which a CPU computes faster.
@@ -267,7 +281,7 @@ class Pipeline:
         Raises:
             ValueError: the UNet is in half precision.
         """
-        return replace(self, unet=with_winograd(self.unet))
+        return replace(self, unet=with_winograd(self.unet), kernels=(*self.kernels, "winograd"))
 
     def network_rows(self, guidance: Guidance[Any, Any, Any], evaluations: int, batch: int = 1) -> Rows:
         """Rows of the network in a run of b images that share nothing: what the rule asks for, and what is computed.
@@ -405,7 +419,8 @@ def load(
         use_ema=use_ema,
     )
     parts.unet.to(device)
-    if channels_last or (channels_last is None and device.type == "cuda"):
+    channels_last = device.type == "cuda" if channels_last is None else channels_last
+    if channels_last:
         for network in (parts.unet, parts.vae):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Pipeline(
@@ -418,6 +433,7 @@ def load(
         concept=EMBEDDED_CONCEPT if path is None else DEFAULT_CONCEPT,
         source=parts.source,
         exact_batch=exact_batch,
+        kernels=("channels last",) if channels_last else (),
     )
 
 

@@ -115,6 +115,7 @@ def about(request: Request, pipe: Pipeline) -> dict[str, Any]:
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": str(pipe.device),
         "exact_batch": pipe.exact_batch,
+        **pipe.unusual,
         "versions": {"sld": sld.__version__, "torch": torch.__version__},
     }
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sld.cli import main
@@ -95,6 +96,27 @@ def test_a_sidecar_of_other_weights_is_used_with_a_warning(made, tmp_path):
     assert run.returncode == 0 and "sha256 was" in run.stderr
 
 
+def test_what_speed_and_memory_cost_is_in_the_sidecar_and_told_when_it_is_made_again(tmp_path, monkeypatch):
+    """Without a compiler, whose first picture would take minutes. Seen to fail: the mode not handed on, tiles
+    left whole, a setting that is no longer there and not told."""
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode, **_: modes.append(mode) or function)
+    settings = ("--winograd", "--compile", "reduce-overhead", "--rows-at-once", "1", "--tile", "16", "--offload")
+
+    run = here("generate", PROMPT, *settings, "--out", tmp_path, *QUICK)
+
+    assert run.returncode == 0, run.stderr
+    assert set(modes) == {"reduce-overhead"}
+    (path,) = tmp_path.glob("*.json")
+    sidecar = json.loads(path.read_text())
+    assert sidecar["kernels"] == ["winograd", "compiled"]
+    assert (sidecar["rows_at_once"], sidecar["tile"]) == (1, 16)
+    again = here("generate", "--again", path, "--out", tmp_path / "again")
+    assert again.returncode == 0
+    told = [line.split()[2] for line in again.stderr.splitlines()]
+    assert told == ["kernels", "rows_at_once", "tile"]
+
+
 def test_show_prints_the_resolved_configuration_and_makes_nothing(tmp_path):
     run = here(
         "generate", PROMPT, "--preset", "max", "--threshold", "0.5", "--warmup-fraction", "0.2", "--show", cwd=tmp_path
@@ -133,6 +155,9 @@ def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
         ((PROMPT, "--seeds", "x"), "seeds are numbers"),
         ((PROMPT, "--threshold", "nan"), "threshold"),
         ((PROMPT, "--dtype", "int8"), "dtype must be"),
+        ((PROMPT, "--dtype", "float16", "--winograd"), "needs float32"),
+        ((PROMPT, "--compile", "reduce-overheads"), "did you mean 'reduce-overhead'"),
+        ((PROMPT, "--rows-at-once", "0"), "rows_at_once must be at least 1"),
         ((PROMPT, "--space", "latent"), "space must be"),
         ((PROMPT, "--batch-size", "0"), "--batch-size"),
         ((PROMPT, "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),

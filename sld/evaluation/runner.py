@@ -103,6 +103,7 @@ class Evaluation:
                 "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
                 "device": self.pipe.device.type,
                 "exact_batch": self.pipe.exact_batch,
+                **self.pipe.unusual,
                 "threads": torch.get_num_threads(),  # CPU kernels share out their sums over them
             },
             "versions": {"sld": sld.__version__, "torch": torch.__version__},

@@ -41,6 +41,15 @@ def test_the_protocol_on_disk_says_all_that_decides(run):
     assert about["configurations"]["negative"]["negative"] == about["configurations"]["max"]["concept"]
     assert about["classifiers"]["embedded"]["threshold"] == 0.5
     assert len(about["model"]["sha256"]["mini.safetensors"]) == 64 and about["versions"]["torch"]
+    assert not {"kernels", "rows_at_once", "tile"} & set(about["model"])
+
+
+def test_the_protocol_says_what_differs_from_the_usual_computation(tmp_path, capsys):
+    command = ["evaluate", *QUICK, "--presets", "off", "--winograd", "--rows-at-once", "1", "--out", str(tmp_path)]
+    main([*command, "--show"])
+
+    shown = capsys.readouterr().out
+    assert '"winograd"' in shown and '"rows_at_once": 1' in shown
 
 
 def test_the_table_ends_the_output(run, capsys):
