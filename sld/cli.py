@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves with status 0, 2 for anything the user can mend, or 130 when interrupted."""
+    # Threads that wait for each other sleep. Spinning ones make a picture take ten times as long where the cores have
+    # other work, and gain nothing where they have none. Torch reads this when it is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

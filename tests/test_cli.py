@@ -232,6 +232,23 @@ def test_seeds_are_numbers_and_ranges(text, seeds):
     assert integers(text, "seeds", 2**64) == seeds
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before, after, monkeypatch):
+    """It has to be said before torch is there, which reads it once."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    code = """
+import atexit, os, sys
+from sld.cli import main
+atexit.register(lambda: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules))
+main(["--version"])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert ran.stdout.splitlines()[-1] == f"{after} False"
+
+
 def test_a_reader_who_has_seen_enough_is_no_error():
     command = [sys.executable, "-m", "sld", "prompts", "mini-i2p"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
