@@ -165,13 +165,12 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], Sequence[An
 
 
 def rules() -> dict[str, tuple[Callable[..., Any], Sequence[Any]]]:
-    """Every rule by name, as a function of tensors with its arguments, where it can be traced without a GPU."""
+    """Every rule by name, as a function of tensors with its arguments."""
     made: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {}
     for name, case in CASES.items():
-        if case.cuda is not None:
-            rule, x = case.one, torch.zeros(SHAPE)
-            rows = rule.split(torch.zeros(len(rule.conditions) * SHAPE[0], *SHAPE[1:]))
-            made[name] = rule.__call__, (rows, rule.init(x), torch.tensor(8), rule.params(51, SHAPE[0]))
+        rule, x = case.one, torch.zeros(SHAPE)
+        rows = rule.split(torch.zeros(len(rule.conditions) * SHAPE[0], *SHAPE[1:]))
+        made[name] = rule.__call__, (rows, rule.init(x), torch.tensor(8), rule.params(51, SHAPE[0]))
     return made
 
 

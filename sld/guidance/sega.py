@@ -59,7 +59,7 @@ def quantile(x: Tensor, q: Tensor) -> Tensor:
     ordered = x.flatten(2).sort(dim=2).values
     rank = (q * (ordered.shape[2] - 1)).reshape(-1, 1, 1).expand(*ordered.shape[:2], 1)
     below, above = (ordered.gather(2, at.long()) for at in (rank.floor(), rank.ceil()))
-    return torch.lerp(below, above, rank - rank.floor())[..., None]
+    return torch.lerp(below, above, rank - rank.floor()).unsqueeze(-1)
 
 
 def edit(g: Tensor, p: EditParams) -> Tensor:
