@@ -105,7 +105,7 @@ class Pipeline:
         rows_at_once: compute no more rows of an image (conditions) in one call of the network; None for all of them.
         tile: side in pixels of the tiles in which pictures are decoded; None for whole pictures.
         kernels: what the networks are computed with where that is not torch's usual way, for records: "channels last",
-            "winograd", "compiled".
+            "winograd", "compiled (default)" or another mode.
 
     Raises:
         ValueError: rows_at_once or tile is too small.
@@ -268,7 +268,7 @@ class Pipeline:
             self,
             unet=compiled_blocks(self.unet, **options),
             step=compiled_step(self.step, **options),
-            kernels=(*self.kernels, "compiled"),
+            kernels=(*self.kernels, f"compiled ({options.get('mode') or 'default'})"),
         )
 
     def winograd(self) -> Pipeline:

@@ -109,7 +109,7 @@ def test_what_speed_and_memory_cost_is_in_the_sidecar_and_told_when_it_is_made_a
     assert set(modes) == {"reduce-overhead"}
     (path,) = tmp_path.glob("*.json")
     sidecar = json.loads(path.read_text())
-    assert sidecar["kernels"] == ["winograd", "compiled"]
+    assert sidecar["kernels"] == ["winograd", "compiled (reduce-overhead)"]
     assert (sidecar["rows_at_once"], sidecar["tile"]) == (1, 16)
     again = here("generate", "--again", path, "--out", tmp_path / "again")
     assert again.returncode == 0
