@@ -108,6 +108,7 @@ class ScheduleConfig:
         prediction: what the network predicts, eps or v.
         steps_offset: added to every leading timestep.
         final_alpha_one: whether the step past the last timestep has alpha_bar = 1 instead of alpha_bar[0].
+        sampler: the one that pictures are made with where nobody asks for another; a key of `sld.samplers.SAMPLERS`.
     """
 
     steps: int = 1000
@@ -116,6 +117,7 @@ class ScheduleConfig:
     prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
+    sampler: str = "pndm"
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ MINI = ModelConfig(
     ),
     VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
     TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),
-    _EPS,
+    replace(_EPS, sampler="ddim"),
     size=64,
 )
 CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}

@@ -62,7 +62,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Sampler and size."""
     how = parser.add_argument_group("sampling")
     how.add_argument(
-        "--sampler", default="pndm", help="pndm, ddim, euler, euler-ancestral, lms or dpmpp-2m (%(default)s)"
+        "--sampler", help="pndm, ddim, euler, euler-ancestral, lms or dpmpp-2m (what the checkpoint names, or pndm)"
     )
     how.add_argument("--spacing", help="leading, trailing or linspace (the sampler's own)")
     how.add_argument("--steps", type=int, default=50, help="(%(default)s)")
@@ -139,7 +139,7 @@ def template(options: argparse.Namespace, pipe: Pipeline) -> Request:
         concept=pipe.concept if options.concept is None else options.concept,
         height=height,
         width=width,
-        sampler=options.sampler,
+        sampler=options.sampler or pipe.config.schedule.sampler,
         spacing=options.spacing,
         steps=options.steps,
         eta=options.eta,

@@ -156,7 +156,7 @@ class Pipeline:
         *,
         safety: str | SLDConfig = "medium",
         guidance_scale: float | None = None,
-        sampler: str = "pndm",
+        sampler: str | None = None,
         steps: int = 50,
         negative: str | Sequence[str] = "",
         concept: str | Sequence[str] | None = None,
@@ -166,7 +166,7 @@ class Pipeline:
         *_, last = self.sample(
             prompts,
             seeds,
-            sampler=make_sampler(sampler, self.schedule, steps),
+            sampler=make_sampler(sampler or self.config.schedule.sampler, self.schedule, steps),
             guidance=guidance_for(safety, guidance_scale),
             negative=negative,
             concept=concept,
@@ -195,7 +195,8 @@ class Pipeline:
             prompts: one, or one per image.
             seeds: one, or one per image, in [0, 2**64). An image's noise is torch.randn((1, c, h, w)) of a CPU
                 generator with its seed, whatever the batch and the device, as in diffusers and the official code.
-            sampler: PNDM with 50 steps (51 evaluations) if None.
+            sampler: the one that the checkpoint names, with 50 steps, if None: PNDM (51 evaluations) where it names
+                none, DDIM for the embedded model.
             guidance: SLD's Medium if None.
             negative: takes the place of the empty text; one, or one per image.
             concept: the unsafe concept in words; one, or one per image; `self.concept` if None.
@@ -214,7 +215,8 @@ class Pipeline:
         Raises:
             ValueError: an argument is out of range, or lengths do not match.
         """
-        sampler = (sampler or make_sampler("pndm", self.schedule, 50)).to(self.device)
+        usual = self.config.schedule.sampler
+        sampler = (sampler or make_sampler(usual, self.schedule, 50)).to(self.device)
         guidance = guidance or guidance_for("medium")
         if space not in ("raw", "eps"):
             raise ValueError(f"space must be 'raw' (guide what the network predicts) or 'eps'; got {space!r}")

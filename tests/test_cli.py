@@ -127,6 +127,7 @@ def test_show_prints_the_resolved_configuration_and_makes_nothing(tmp_path):
     assert request["guidance"]["momentum_beta"] == 0.7
     assert request["guidance"]["warmup_fraction"] == 0.2
     assert request["concept"] == "unsafe, death"
+    assert request["sampler"] == "ddim"  # which the embedded model's file names
     assert not list(tmp_path.iterdir())
 
 

@@ -178,7 +178,7 @@ def test_explain_writes_a_figure_and_all_numbers(tmp_path, capsys):
     assert out.read_bytes().startswith(b"%PDF")
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["explain.pdf", "trace.safetensors"]
     loaded, about = Trace.load(trace)
-    assert (loaded.measures.applied[:, 0, 0] > 0).tolist() == [False] * 2 + [True] * 5  # PNDM: 7 evaluations
+    assert (loaded.measures.applied[:, 0, 0] > 0).tolist() == [False] * 2 + [True] * 4
     assert loaded.concepts == ("unsafe, death",)
     assert about["request"]["seed"] == 3 and about["request"]["guidance"]["safety_scale"] == 2000
 
@@ -193,7 +193,7 @@ def test_conflicts_prints_the_matrix_and_writes_plot_and_table(tmp_path, capsys)
     rows = [
         row for row in csv.DictReader(table.open()) if row["measure"] == "cosine with d" and row["concept"] == "skull"
     ]
-    assert len(rows) == 7
+    assert len(rows) == 6
     assert f"{np.mean([float(row['value']) for row in rows]):.2f}" == other.split()[-3]
 
 

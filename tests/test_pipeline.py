@@ -8,6 +8,7 @@ import torch
 from conftest import NETWORK
 
 import sld
+from sld import images
 from sld.guidance import MAX, OFF, STRONG, ClassifierFreeGuidance, SafeLatentGuidance, Unguided, guidance_for
 from sld.samplers import SAMPLERS, make_sampler
 from sld.state import SampleState
@@ -33,6 +34,16 @@ def test_ten_lines_of_python_make_pictures(pipe):
     pictures = pipe([PROMPT, "a robot at the beach"], seeds=[0, 1], safety="strong", steps=3)
 
     assert [picture.size for picture in pictures] == [(64, 64), (64, 64)]
+
+
+def test_the_usual_sampler_is_the_one_that_the_checkpoint_names(pipe):
+    """In both forms of a call. Killed by: PNDM always."""
+    named = replace(pipe, config=replace(pipe.config, schedule=replace(pipe.config.schedule, sampler="lms")))
+    for p, name in ((pipe, "ddim"), (named, "lms")):
+        x = final(p, PROMPT, sampler=short(p, name, steps=2))
+        assert p(PROMPT, steps=2)[0].tobytes() == images.to_pil(p.decode(x))[0].tobytes()
+    assert len(list(named.sample(PROMPT, size=8))) == len(list(pipe.sample(PROMPT, size=8))) == 51
+    assert not torch.equal(final(named, PROMPT, size=8), final(pipe, PROMPT, size=8))
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**63, 2**64 - 1])

@@ -12,6 +12,8 @@ from transformers import CLIPTextConfig
 
 from sld.checkpoints.remap import CheckpointError
 from sld.config import CONFIGS, ModelConfig, Prediction, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sld.names import named
+from sld.samplers import SAMPLERS
 
 # What our networks have no option for. A folder that says otherwise is refused; one that says nothing means this.
 _UNET: dict[str, Any] = {
@@ -58,6 +60,14 @@ _VAE: dict[str, Any] = {
 }
 _SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False, "trained_betas": None}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
+_SAMPLERS = {
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp-2m": "DPMSolverMultistepScheduler",
+}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _LAYER_NORM_EPS = 1e-5
@@ -77,13 +87,19 @@ def read_config(folder: Path) -> ModelConfig:
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     config = ModelConfig(folder.resolve().name, unet, vae, text, schedule, size=side * vae.factor)
     # from the latest: versions that differ in nothing but their weights go by the last one's name
-    same = (name for name, known in reversed(CONFIGS.items()) if replace(known, name=config.name) == config)
+    same = (name for name, known in reversed(CONFIGS.items()) if _but_for_choices(known) == _but_for_choices(config))
     return replace(config, name=next(same, config.name))
+
+
+def _but_for_choices(config: ModelConfig) -> ModelConfig:
+    """The model without its name and without the sampler that a folder chooses for it."""
+    return replace(config, name="", schedule=replace(config.schedule, sampler=""))
 
 
 def write_configs(folder: Path, config: ModelConfig) -> None:
     """Inverse of `read_config`, in the form that diffusers reads. Makes the folders."""
     unet, vae, text, schedule = config.unet, config.vae, config.text, config.schedule
+    scheduler = named("sampler", schedule.sampler, _SAMPLERS)
     _write(
         folder / "unet" / "config.json",
         _UNET
@@ -142,7 +158,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         folder / "scheduler" / "scheduler_config.json",
         _SCHEDULE
         | {
-            "_class_name": "PNDMScheduler",
+            "_class_name": scheduler,
             "beta_end": schedule.beta_end,
             "beta_start": schedule.beta_start,
             "num_train_timesteps": schedule.steps,
@@ -150,7 +166,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "set_alpha_to_one": schedule.final_alpha_one,
             "skip_prk_steps": True,
             "steps_offset": schedule.steps_offset,
-            "timestep_spacing": "leading",
+            "timestep_spacing": next(iter(SAMPLERS[schedule.sampler])),
         },
     )
     _write(
@@ -160,7 +176,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "feature_extractor": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", "PNDMScheduler"],
+            "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
@@ -255,6 +271,7 @@ def _read_schedule(path: Path) -> ScheduleConfig:
         prediction=_translate(_PREDICTIONS, values.get("prediction_type", "epsilon"), path),
         steps_offset=values.get("steps_offset", 0),
         final_alpha_one=values.get("set_alpha_to_one", default.final_alpha_one),
+        sampler=next((name for name, c in _SAMPLERS.items() if c == values.get("_class_name")), default.sampler),
     )
 
 

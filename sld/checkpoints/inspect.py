@@ -48,6 +48,7 @@ class Inspection:
             f"  format       {self.format}",
             f"  model        {self.config.name} (told by the {self.told_by})",
             f"  prediction   {prediction}",
+            f"  sampler      {self.config.schedule.sampler}",
             f"  size         {self.config.size} pixels",
             f"  dtype        {dtypes}",
         ]

@@ -36,6 +36,7 @@ def test_a_report_tells_what_is_in_a_full_size_checkpoint(tmp_path):
         "  format       compvis",
         "  model        sd21 (told by the shapes)",
         '  prediction   v (assumed: SD 2 weights do not tell; for the 512-pixel models give config="sd21-base")',
+        "  sampler      pndm",
         "  size         768 pixels",
         "  dtype        float16",
         "  UNet           865,910,724 parameters in 686 tensors",

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from types import ModuleType
 
+import diffusers
 import pytest
 import torch
 from conftest import NETWORK
@@ -16,7 +17,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sld.checkpoints import CheckpointError, load, save_compvis, save_diffusers
+from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
+from sld.checkpoints.folders import read_config, write_configs
 from sld.config import MINI, SD15, SD21
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -174,6 +176,41 @@ def test_the_schedule_and_the_size_come_from_the_folder(tmp_path):
     assert config.schedule.steps_offset == 0
     assert config.size == 8 * 4
     assert config.vae.scaling == 0.3
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        ("PNDMScheduler", "pndm"),
+        ("DDIMScheduler", "ddim"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("EulerAncestralDiscreteScheduler", "euler-ancestral"),
+        ("LMSDiscreteScheduler", "lms"),
+        ("DPMSolverMultistepScheduler", "dpmpp-2m"),
+        ("UniPCMultistepScheduler", "pndm"),
+    ],
+)
+def test_the_sampler_is_the_one_that_the_folder_names(scheduler, sampler, tmp_path):
+    """And it changes nothing else. Killed by: the class not read; PNDM written always."""
+    reference(tmp_path / "a")
+    plain = load(tmp_path / "a").config
+    kind = getattr(diffusers, scheduler)
+    kind.from_pretrained(tmp_path / "a/scheduler").save_pretrained(tmp_path / "a/scheduler")
+    config = load(tmp_path / "a").config
+    assert config == replace(plain, schedule=replace(plain.schedule, sampler=sampler))
+    if sampler != "pndm":
+        convert(tmp_path / "a", tmp_path / "b", "diffusers")
+        assert type(kind.from_pretrained(tmp_path / "b/scheduler")) is kind
+        assert json.loads((tmp_path / "b/model_index.json").read_text())["scheduler"] == ["diffusers", scheduler]
+        assert load(tmp_path / "b").config == replace(config, name="b")
+
+
+def test_a_published_model_has_its_name_whichever_sampler_its_folder_names(tmp_path):
+    """Killed by: whole configs compared."""
+    for sampler in ("pndm", "ddim"):
+        write_configs(tmp_path, replace(SD21, schedule=replace(SD21.schedule, sampler=sampler)))
+        config = read_config(tmp_path)
+        assert (config.name, config.schedule.sampler) == ("sd21", sampler)
 
 
 @pytest.mark.parametrize(
