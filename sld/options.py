@@ -139,7 +139,7 @@ def template(options: argparse.Namespace, pipe: Pipeline) -> Request:
         concept=pipe.concept if options.concept is None else options.concept,
         height=height,
         width=width,
-        sampler=options.sampler or pipe.config.schedule.sampler,
+        sampler=pipe.config.schedule.sampler if options.sampler is None else options.sampler,
         spacing=options.spacing,
         steps=options.steps,
         eta=options.eta,

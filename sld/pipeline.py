@@ -163,10 +163,11 @@ class Pipeline:
         size: int | tuple[int, int] | None = None,
     ) -> list[Image.Image]:
         """Pictures for prompts, with everything by name; see `sample` for the arguments."""
+        name = self.config.schedule.sampler if sampler is None else sampler
         *_, last = self.sample(
             prompts,
             seeds,
-            sampler=make_sampler(sampler or self.config.schedule.sampler, self.schedule, steps),
+            sampler=make_sampler(name, self.schedule, steps),
             guidance=guidance_for(safety, guidance_scale),
             negative=negative,
             concept=concept,

@@ -19,7 +19,7 @@ from sld.testbed.fit import Recipe
 from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE
 
 TEXT_RECIPE = Recipe(steps=400, batch=64, rate=1e-3, ema=0.99, warmup=50, seed=2)
-RECIPE = Recipe(steps=20000, batch=16, rate=1e-3, ema=0.9985, seed=3)
+RECIPE = Recipe(steps=7000, batch=16, rate=1e-3, ema=0.9985, seed=3)
 _UNCAPTIONED = 0.1
 """Share of pictures trained without a caption, for classifier-free guidance. They are harmless ones: a picture of
 anything at all is seldom unsafe. Were the unconditional prediction as unsafe as the captioned scenes (44 %), it would

@@ -96,6 +96,8 @@ def main() -> None:
     if unknown := set(arguments.stages) - set(STAGES):
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    for left_by_a_killed_run in arguments.folder.glob("rendezvous-*"):
+        left_by_a_killed_run.unlink()
     rendezvous = arguments.folder.resolve() / f"rendezvous-{os.getpid()}"
     spawn(_process, (arguments.processes, str(rendezvous), arguments), nprocs=arguments.processes)
     rendezvous.unlink(missing_ok=True)
