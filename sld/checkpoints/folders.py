@@ -60,13 +60,13 @@ _VAE: dict[str, Any] = {
 }
 _SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False, "trained_betas": None}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
-_SAMPLERS = {
-    "pndm": "PNDMScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "dpmpp-2m": "DPMSolverMultistepScheduler",
+_SAMPLERS: dict[str, str] = {
+    "PNDMScheduler": "pndm",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "LMSDiscreteScheduler": "lms",
+    "DPMSolverMultistepScheduler": "dpmpp-2m",
 }
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -99,7 +99,8 @@ def _but_for_choices(config: ModelConfig) -> ModelConfig:
 def write_configs(folder: Path, config: ModelConfig) -> None:
     """Inverse of `read_config`, in the form that diffusers reads. Makes the folders."""
     unet, vae, text, schedule = config.unet, config.vae, config.text, config.schedule
-    scheduler = named("sampler", schedule.sampler, _SAMPLERS)
+    spacing = next(iter(named("sampler", schedule.sampler, SAMPLERS)))
+    scheduler = _name(_SAMPLERS, schedule.sampler)
     _write(
         folder / "unet" / "config.json",
         _UNET
@@ -166,7 +167,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "set_alpha_to_one": schedule.final_alpha_one,
             "skip_prk_steps": True,
             "steps_offset": schedule.steps_offset,
-            "timestep_spacing": next(iter(SAMPLERS[schedule.sampler])),
+            "timestep_spacing": spacing,
         },
     )
     _write(
@@ -271,7 +272,7 @@ def _read_schedule(path: Path) -> ScheduleConfig:
         prediction=_translate(_PREDICTIONS, values.get("prediction_type", "epsilon"), path),
         steps_offset=values.get("steps_offset", 0),
         final_alpha_one=values.get("set_alpha_to_one", default.final_alpha_one),
-        sampler=next((name for name, c in _SAMPLERS.items() if c == values.get("_class_name")), default.sampler),
+        sampler=_SAMPLERS.get(values.get("_class_name", ""), default.sampler),
     )
 
 
