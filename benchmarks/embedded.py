@@ -16,10 +16,10 @@ from typing import Any
 import sld
 from benchmarks.measure import seconds
 from benchmarks.setup import Setup
+from sld.batching import run as make
 from sld.evaluation.prompts import read_prompts
 from sld.guidance import STRONG, guidance_for
 from sld.request import Request
-from sld.request import run as make
 from sld.samplers import make_sampler
 
 PICTURES = 64
@@ -38,7 +38,7 @@ def run(setup: Setup) -> dict[str, Any]:
     pictures, brief, steps, rounds = few if setup.device.dry or setup.quick else (PICTURES, BRIEF, STEPS, ROUNDS)
     rows = read_prompts("mini-i2p").rows[:pictures]
     requests = [
-        Request(row.prompt, pipe.concept, 64, 64, seed=k, guidance=STRONG, sampler="ddim", steps=brief)
+        Request(row.prompt, pipe.config.defaults.concept, 64, 64, seed=k, guidance=STRONG, sampler="ddim", steps=brief)
         for k, row in enumerate(rows)
     ]
     usual = [replace(request, steps=steps) for request in requests[:16]]

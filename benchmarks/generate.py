@@ -13,7 +13,7 @@ from benchmarks.setup import Setup
 from benchmarks.sides import Work, difference, our_pictures, ours, their_pictures, theirs
 from sld.guidance import STRONG, WEAK, Guidance, SafeLatentGuidance, Sparse
 from sld.pipeline import Pipeline
-from sld.reuse import NO_REUSE, Reuse
+from sld.speed.reuse import NO_REUSE, Reuse
 
 _STRONG = SafeLatentGuidance(STRONG)
 PRICES: dict[str, tuple[Guidance[Any, Any, Any], Reuse]] = {

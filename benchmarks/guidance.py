@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measure import by_turns
 from benchmarks.setup import Setup
 from sld.guidance import PRESETS, SafeLatentGuidance
-from sld.pipeline import advance
 from sld.samplers import Schedule, make_sampler
+from sld.step import advance
 
 BATCHES = (8, 16, 64)
 SIDE = 64

@@ -25,7 +25,7 @@ def run(setup: Setup) -> dict[str, Any]:
     Tensors have sizes and no contents. A whole run of ours is accounted for in `tests/test_pipeline_memory.py`; what
     lives between steps is small.
     """
-    config, side = setup.config, setup.config.size // setup.config.vae.factor
+    config, side = setup.config, setup.config.defaults.size // setup.config.vae.factor
     with FakeTensorMode(allow_non_fake_inputs=True), half_by_default():
         unet, vae, text = UNet(config.unet).eval(), VAE(config.vae).eval(), TextEncoder(config.text).eval()
         their_unet, their_vae = _made(UNet2DConditionModel, setup, "unet"), _made(AutoencoderKL, setup, "vae")

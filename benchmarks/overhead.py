@@ -22,6 +22,7 @@ from torch import Tensor
 
 import sld
 from sld import images
+from sld.batching import batches
 from sld.evaluation import store
 from sld.evaluation.classifiers import Classifier, Verdict, make_classifier
 from sld.evaluation.prompts import PromptSet, Selection, read_prompts
@@ -31,7 +32,7 @@ from sld.evaluation.results import read_results
 from sld.evaluation.runner import Evaluation, finished, make_chunk, store_chunk, write_rows
 from sld.guidance import guidance_for
 from sld.pipeline import Pipeline
-from sld.request import Request, batches
+from sld.request import Request
 from sld.samplers import make_sampler
 
 CONFIGURATIONS = ("off", "weak", "medium", "strong", "max")
@@ -98,7 +99,12 @@ def spent(of: Callable[[], object]) -> Spent:
 def paper_like(rows: int, judge: Classifier) -> Evaluation:
     """A run of the paper's shape: five configurations, ten images, so many rows of mini-I2P's prompts over and over."""
     pipe = sld.load()
-    template = Request(prompt="", concept=pipe.concept, height=pipe.config.size, width=pipe.config.size)
+    template = Request(
+        prompt="",
+        concept=pipe.config.defaults.concept,
+        height=pipe.config.defaults.size,
+        width=pipe.config.defaults.size,
+    )
     prompts = read_prompts("mini-i2p")
     repeated = tuple(
         replace(prompts.rows[k % len(prompts.rows)], id=k, prompt=f"{prompts.rows[k % len(prompts.rows)].prompt} {k}")
@@ -213,7 +219,12 @@ def batch_differences(name: str) -> dict[str, Any]:
     """How far latents and pixels of pictures made in batches are from those made alone, and whether verdicts change."""
     pipe = sld.load()
     judge = make_classifier("embedded")
-    template = Request(prompt="", concept=pipe.concept, height=pipe.config.size, width=pipe.config.size)
+    template = Request(
+        prompt="",
+        concept=pipe.config.defaults.concept,
+        height=pipe.config.defaults.size,
+        width=pipe.config.defaults.size,
+    )
     run = Evaluation(
         pipe=pipe,
         prompts=Selection(first=COMPARED).apply(read_prompts("mini-i2p")),

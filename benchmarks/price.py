@@ -26,14 +26,15 @@ from benchmarks.measure import seconds
 from benchmarks.setup import Setup
 from sld.ablation.names import name_points
 from sld.ablation.plots import NEUTRAL, PANEL, WIDE, front
+from sld.batching import network_rows
+from sld.batching import run as make
 from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration
 from sld.evaluation.report.plots import COLOURS, render
 from sld.evaluation.report.tables import number
 from sld.evaluation.store import write_whole
 from sld.pipeline import Pipeline
-from sld.request import Request, network_rows
-from sld.request import run as make
+from sld.request import Request
 
 SWEEP = Path(__file__).parent.parent / "sweeps" / "approximations.toml"
 BATCH, ROUNDS = 16, 5
@@ -61,7 +62,9 @@ def run(setup: Setup) -> dict[str, Any]:
 def requests(pipe: Pipeline) -> dict[str, Request]:
     """The sweep's points by name."""
     sweep = tomllib.loads(SWEEP.read_text(encoding="utf-8"))
-    template = Request("", pipe.concept, pipe.config.size, pipe.config.size, sampler=sweep["sampler"])
+    template = Request(
+        "", pipe.config.defaults.concept, 64, 64, sampler=sweep["sampler"]
+    )
     return {
         name: configuration(template, name, {key: value for key, value in point.items() if key != "label"})
         for name, point in sweep["points"].items()

@@ -17,13 +17,14 @@ import sld
 from benchmarks.measure import Device
 from sld.checkpoints import save_diffusers
 from sld.config import SD15, ModelConfig
+from sld.embedded import embedded_checkpoint
 from sld.guidance import SLDConfig, guidance_for
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
-from sld.pipeline import Pipeline, embedded_checkpoint
-from sld.reuse import NO_REUSE, Reuse
+from sld.pipeline import Pipeline
 from sld.samplers import make_sampler
+from sld.speed.reuse import NO_REUSE, Reuse
 
 FULL = replace(SD15, text=replace(SD15.text, vocabulary=833))
 """SD 1.5, but for the vocabulary, which is the embedded model's: CLIP's tokenizer is not at hand everywhere."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.measure import Timing, by_turns, seconds
 from benchmarks.setup import Setup
 from benchmarks.sides import difference, ours, theirs
-from sld.compiled import compiled_blocks
 from sld.models.unet import UNet
+from sld.speed.compiled import compiled_blocks
 
 
 def run(setup: Setup) -> dict[str, Any]:

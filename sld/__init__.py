@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sld.guidance import PRESETS, SafeLatentGuidance, SLDConfig
-    from sld.pipeline import Pipeline, load
+    from sld.loading import load
+    from sld.pipeline import Pipeline
     from sld.request import Request
     from sld.samplers import make_sampler
     from sld.state import SampleState
@@ -23,7 +24,7 @@ _HOME = {
     "SLDConfig": "sld.guidance",
     "SafeLatentGuidance": "sld.guidance",
     "SampleState": "sld.state",
-    "load": "sld.pipeline",
+    "load": "sld.loading",
     "make_sampler": "sld.samplers",
 }
 

@@ -149,7 +149,8 @@ def _make(pipe: Pipeline, requests: list[Request], options: argparse.Namespace) 
     from tqdm import tqdm
 
     from sld import images
-    from sld.request import about, run
+    from sld.batching import run
+    from sld.request import about
 
     names = _names(requests, options.preset)
     pairs: dict[str, list[tuple[str, Any, Any]]] = {}

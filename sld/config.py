@@ -4,10 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from sld.names import named
 
 Prediction = Literal["eps", "v"]
+Numerics = Literal["reference", "invariant", "fast"]
 C = TypeVar("C")
+
+NUMERICS: dict[Numerics, str] = {
+    "reference": "the bits of diffusers for the same batch",
+    "invariant": "an image has the same bits in any batch, in any order, on any number of processes",
+    "fast": "every exact saving",
+}
+"""How numbers are made, and what that promises."""
+
+PAPER_CONCEPT = (
+    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "
+    "gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
+)
+"""The safety concept of the paper and of the official repository."""
+
+
+class SamplerEntry(NamedTuple):
+    """What there is to know of a sampler without importing it.
+
+    Attributes:
+        home: its class, as "module:class".
+        spacings: of the timesteps that it can be asked for; the first is the usual one, that of diffusers.
+        scheduler: the class that goes by it in a diffusers folder.
+        settings: given to its `at`.
+    """
+
+    home: str
+    spacings: tuple[str, ...]
+    scheduler: str
+    settings: Mapping[str, Any] = {}
+
+
+SAMPLERS: dict[str, SamplerEntry] = {
+    "pndm": SamplerEntry("sld.samplers.pndm:PNDM", ("leading", "trailing"), "PNDMScheduler"),
+    "pndm-diffusers": SamplerEntry(
+        "sld.samplers.pndm:PNDM", ("leading", "trailing"), "PNDMScheduler", {"history": "output"}
+    ),
+    "ddim": SamplerEntry("sld.samplers.ddim:DDIM", ("leading", "trailing"), "DDIMScheduler"),
+    "euler": SamplerEntry("sld.samplers.euler:Euler", ("linspace", "leading", "trailing"), "EulerDiscreteScheduler"),
+    "euler-ancestral": SamplerEntry(
+        "sld.samplers.euler:EulerAncestral", ("linspace", "leading", "trailing"), "EulerAncestralDiscreteScheduler"
+    ),
+    "lms": SamplerEntry("sld.samplers.lms:LMS", ("linspace", "leading", "trailing"), "LMSDiscreteScheduler"),
+    "dpmpp-2m": SamplerEntry(
+        "sld.samplers.dpmpp:DPMpp2M", ("linspace", "leading", "trailing"), "DPMSolverMultistepScheduler"
+    ),
+}
+"""Every sampler by name. A new one is a file in `sld/samplers/` and a line here."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +158,6 @@ class ScheduleConfig:
         prediction: what the network predicts, eps or v.
         steps_offset: added to every leading timestep.
         final_alpha_one: whether the step past the last timestep has alpha_bar = 1 instead of alpha_bar[0].
-        sampler: the one that pictures are made with where nobody asks for another; a key of `sld.samplers.SAMPLERS`.
     """
 
     steps: int = 1000
@@ -117,19 +166,52 @@ class ScheduleConfig:
     prediction: Prediction = "eps"
     steps_offset: int = 1
     final_alpha_one: bool = False
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What pictures of a checkpoint are made with where nobody asks for anything else.
+
+    Attributes:
+        size: side of the pictures it was trained on, in pixels.
+        sampler: a key of `SAMPLERS`.
+        spacing: of the timesteps; None for the sampler's usual one.
+        steps: of the sampler.
+        guidance_scale: s_g.
+        concept: the safety concept in words.
+
+    Raises:
+        ValueError: there is no such sampler or spacing, or a number is out of range.
+    """
+
+    size: int
     sampler: str = "pndm"
+    spacing: str | None = None
+    steps: int = 50
+    guidance_scale: float = 7.5
+    concept: str = PAPER_CONCEPT
+
+    def __post_init__(self) -> None:
+        entry = named("sampler", self.sampler, SAMPLERS)
+        if self.spacing is not None:
+            named(f"{self.sampler} spacing", self.spacing, dict.fromkeys(entry.spacings))
+        for name in ("size", "steps"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"Defaults: {name} must be a whole number >= 1; got {value!r}")
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise ValueError(f"Defaults: guidance_scale must be a finite number >= 0; got {self.guidance_scale!r}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole text-to-image model. `size` is the side of the pictures it was trained on, in pixels."""
+    """A whole text-to-image model."""
 
     name: str
     unet: UNetConfig
     vae: VAEConfig
     text: TextConfig
     schedule: ScheduleConfig
-    size: int
+    defaults: Defaults
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as stored in JSON."""
@@ -137,12 +219,18 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; lists become tuples.
+        """Inverse of `to_dict`; lists become tuples. Reads what the first edition wrote, too.
 
         Raises:
             ValueError: a field is missing or unknown.
         """
+        if "size" in values:  # the first edition kept it here, and the sampler with the schedule
+            schedule = {**values["schedule"]}
+            defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
+            values = {**values, "schedule": schedule, "defaults": defaults}
+            del values["size"]
         parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig, "schedule": ScheduleConfig}
+        parts["defaults"] = Defaults
         known = {k: build(parts[k], v) if k in parts else v for k, v in values.items()}
         return build(cls, known)
 
@@ -173,10 +261,10 @@ _CLIP_L = TextConfig(width=768, layers=12, heads=12, hidden=3072)
 _OPENCLIP_H = TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0)
 _EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
 
-SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, size=512)
+SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, Defaults(size=512))
 SD15 = replace(SD14, name="sd15")
-SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, size=512)
-SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, size=768)
+SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, Defaults(size=512))
+SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, Defaults(size=768))
 SD21_BASE = replace(SD20_BASE, name="sd21-base")
 SD21 = replace(SD20, name="sd21")
 MINI = ModelConfig(
@@ -193,7 +281,7 @@ MINI = ModelConfig(
     ),
     VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
     TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),
-    replace(_EPS, sampler="ddim"),
-    size=64,
+    _EPS,
+    Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )
 CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}

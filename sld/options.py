@@ -76,9 +76,6 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="approximation: all but the last block at every K-th evaluation only (%(default)s)",
     )
-    how.add_argument(
-        "--cross-after", type=int, metavar="M", help="approximation: cross-attention as at evaluation M from then on"
-    )
 
 
 def flag(field: str) -> str:
@@ -99,7 +96,7 @@ def load(options: argparse.Namespace, device: str | None = None) -> Pipeline:
         device=options.device or device or ("cuda" if torch.cuda.is_available() else "cpu"),
         tokenizer=options.tokenizer,
         use_ema=options.use_ema,
-        exact_batch=options.exact_batch,
+        numerics="invariant" if options.exact_batch else "reference",
         offload=options.offload,
     )
     pipe = replace(pipe, rows_at_once=options.rows_at_once, tile=options.tile)
@@ -136,23 +133,22 @@ def template(options: argparse.Namespace, pipe: Pipeline) -> Request:
     height, width = size(options.size, pipe)
     return Request(
         prompt="",
-        concept=pipe.concept if options.concept is None else options.concept,
+        concept=pipe.config.defaults.concept if options.concept is None else options.concept,
         height=height,
         width=width,
-        sampler=pipe.config.schedule.sampler if options.sampler is None else options.sampler,
+        sampler=pipe.config.defaults.sampler if options.sampler is None else options.sampler,
         spacing=options.spacing,
         steps=options.steps,
         eta=options.eta,
         space=options.space,
         deep_every=options.deep_every,
-        cross_after=options.cross_after,
     )
 
 
 def size(text: str | None, pipe: Pipeline) -> tuple[int, int]:
     """Height and width from "SIDE" or "WIDTHxHEIGHT"; the model's own for None."""
     if text is None:
-        return pipe.config.size, pipe.config.size
+        return pipe.config.defaults.size, pipe.config.defaults.size
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
         raise ValueError(f"size is a side in pixels or WIDTHxHEIGHT, such as 512 or 768x512; got {text!r}")

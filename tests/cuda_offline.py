@@ -35,8 +35,8 @@ from triton.compiler import ASTSource
 
 from sld.config import SD15
 from sld.guidance import STRONG, Predictions, SafeLatentGuidance, safe_latent_guidance
-from sld.pipeline import advance
-from sld.samplers import Schedule, make_sampler
+from sld.samplers import Level, Schedule, make_sampler
+from sld.step import advance
 
 DEVICE = SimpleNamespace(
     major=9,
@@ -148,7 +148,8 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], Sequence[An
 
     guidance = SafeLatentGuidance(STRONG)
     schedule = Schedule.from_config(SD15.schedule, dtype)
-    p, i, a = guidance.params(51, 4, dtype=dtype), torch.tensor(8), torch.zeros((), dtype=dtype)
+    p, i = guidance.params(51, 4, dtype=dtype), torch.tensor(8)
+    a = Level(*torch.full((2,), 0.5**0.5, dtype=dtype))
     made: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
         "sld": (safe_latent_guidance, (Predictions(*(latents() for _ in range(3))), latents(), i, p))
     }
@@ -160,7 +161,7 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], Sequence[An
 
         x = latents()
         states = guidance.init(x), sampler.init(x)
-        made[f"sld + {name}"] = step, (sampler.table, p, i, i, a, a, x, latents(3), *states)
+        made[f"sld + {name}"] = step, (sampler.table, p, i, a, a, x, latents(3), *states)
     return made
 
 

@@ -1,38 +1,39 @@
-"""diffusers' StableDiffusionPipelineSafe from tiny random parts, alone and with its UNet inside our pipeline."""
+"""diffusers' StableDiffusionPipelineSafe from tiny random parts, and its latents and pictures."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sld.guidance import SLDConfig
-from sld.models.unet import TextKeys
-from sld.pipeline import Pipeline
-from sld.rows import NO_SAVINGS
+from sld.models.denoiser import Cond
 
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
     "set_alpha_to_one": False,
 }
-SCHEDULERS = {
-    "pndm": lambda: PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
-    "ddim": lambda: DDIMScheduler(**SCHEDULE, clip_sample=False),
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    "pndm": lambda **options: PNDMScheduler(**SCHEDULE, skip_prk_steps=True, **options),
+    "ddim": lambda **options: DDIMScheduler(**SCHEDULE, clip_sample=False, **options),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "SD 1": {"attention_head_dim": 4, "use_linear_projection": False},
+    "SD 2": {"attention_head_dim": (2, 4), "use_linear_projection": True},
 }
 
 
-def safe_pipeline(tokenizer: Path) -> StableDiffusionPipelineSafe:
-    """diffusers' pipeline with random weights; pictures of 16 pixels, latents of 8."""
-    torch.manual_seed(0)
-    clip = CLIPTokenizer.from_pretrained(str(tokenizer))
+def tiny_unet(kind: str = "SD 1") -> UNet2DConditionModel:
+    """A random UNet of two levels whose attention looks at the text: latents of 8 x 8, 32 features of context."""
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -40,10 +41,19 @@ def safe_pipeline(tokenizer: Path) -> StableDiffusionPipelineSafe:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=32,
-        attention_head_dim=4,
         norm_num_groups=8,
+        **KINDS[kind],
     )
-    vae = AutoencoderKL(
+    with torch.no_grad():  # random attention hardly looks at the text; this makes prompts and concept matter
+        for name, weight in unet.named_parameters():
+            if "attn2" in name and "weight" in name:
+                weight *= 8
+    return unet
+
+
+def tiny_vae() -> AutoencoderKL:
+    """A random autoencoder: pictures of 16 pixels to latents of 8."""
+    return AutoencoderKL(
         block_out_channels=(16, 32),
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -52,6 +62,13 @@ def safe_pipeline(tokenizer: Path) -> StableDiffusionPipelineSafe:
         latent_channels=4,
         sample_size=16,
     )
+
+
+def safe_pipeline(tokenizer: Path, kind: str = "SD 1", prediction: str = "epsilon") -> StableDiffusionPipelineSafe:
+    """diffusers' pipeline with random weights; pictures of 16 pixels, latents of 8."""
+    torch.manual_seed(0)
+    clip = CLIPTokenizer.from_pretrained(str(tokenizer))
+    unet, vae = tiny_unet(kind), tiny_vae()
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(clip),
@@ -65,18 +82,13 @@ def safe_pipeline(tokenizer: Path) -> StableDiffusionPipelineSafe:
             pad_token_id=clip.eos_token_id,
         )
     )
-    with torch.no_grad():  # random attention hardly looks at the text; this makes prompts and concept matter
-        for name, weight in unet.named_parameters():
-            if "attn2" in name and "weight" in name:
-                weight *= 8
-    pipe = StableDiffusionPipelineSafe(
-        vae, text, clip, unet, SCHEDULERS["pndm"](), None, None, requires_safety_checker=False
-    )
+    scheduler = SCHEDULERS["pndm"](prediction_type=prediction)
+    pipe = StableDiffusionPipelineSafe(vae, text, clip, unet, scheduler, None, None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def reference_latents(
+def reference_run(
     pipe: StableDiffusionPipelineSafe,
     prompts: list[str],
     seeds: list[int],
@@ -84,48 +96,58 @@ def reference_latents(
     sampler: str,
     steps: int,
     negative: str | None = None,
-) -> list[Tensor]:
-    """Latents after every network evaluation."""
+    concept: str | None = None,
+    output: str = "latent",
+    size: int = 16,
+) -> tuple[list[Tensor], Any]:
+    """Latents after every network evaluation, and the pictures: latents, floats ("np") or PIL images ("pil").
+
+    The pipeline's own callback leaves out the steps that the reference calls its warm-up, so that the scheduler is
+    asked instead, which is called at every evaluation.
+    """
     latents: list[Tensor] = []
-    pipe.scheduler = SCHEDULERS[sampler]()
-    pipe(
+    pipe.scheduler = SCHEDULERS[sampler](prediction_type=pipe.scheduler.config.prediction_type)
+    if concept is not None:
+        pipe.safety_concept = concept
+    step = pipe.scheduler.step
+
+    def watched(*args: Any, **options: Any) -> Any:
+        result = step(*args, **options)
+        latents.append(result.prev_sample.clone())
+        return result
+
+    pipe.scheduler.step = watched
+    made = pipe(
         prompts,
-        height=16,
-        width=16,
+        height=size,
+        width=size,
         num_inference_steps=steps,
         guidance_scale=config.guidance_scale,
         negative_prompt=None if negative is None else [negative] * len(prompts),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="latent",
-        callback=lambda i, t, x: latents.append(x.clone()),
+        output_type=output,
         sld_guidance_scale=config.safety_scale,
         sld_warmup_steps=config.warmup_steps,
         sld_threshold=config.threshold,
         sld_momentum_scale=config.momentum_scale,
         sld_mom_beta=config.momentum_beta,
     )
-    return latents
+    return latents, made.images
 
 
-class ReferenceUNet(nn.Module):
-    """diffusers' UNet where ours would be: the reference's bits from the network, everything else from us."""
+class ReferenceUNet:
+    """diffusers' UNet as a denoiser of ours."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
         self.unet = unet
 
     @property
-    def conv_in(self) -> nn.Module:
-        return self.unet.conv_in
+    def device(self) -> torch.device:
+        return self.unet.device
 
-    def text_keys(self, text: Tensor) -> TextKeys:
-        return TextKeys(((text, text),))
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
 
-    def forward(self, x: Tensor, t: Tensor, keys: TextKeys) -> Tensor:
-        text = keys.pairs[0][0]
-        return self.unet(x, t, text).sample
-
-
-def with_reference_unet(pipe: Pipeline, reference: StableDiffusionPipelineSafe) -> Pipeline:
-    """Our pipeline with diffusers' UNet as its network, which computes everything in full."""
-    return replace(pipe, unet=ReferenceUNet(reference.unet), savings=NO_SAVINGS)  # type: ignore[arg-type]
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.unet(x, t, cond.tokens).sample

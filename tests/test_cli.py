@@ -179,7 +179,7 @@ def test_what_the_user_can_mend_is_one_clear_line_and_exit_code_2(arguments, mes
 
 
 def test_a_truncated_checkpoint_is_a_clear_error(tmp_path):
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     (tmp_path / "short.safetensors").write_bytes(embedded_checkpoint().read_bytes()[:100_000])
 
@@ -189,7 +189,7 @@ def test_a_truncated_checkpoint_is_a_clear_error(tmp_path):
 
 
 def test_inspect_says_what_the_embedded_model_is():
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     run = here("inspect", embedded_checkpoint())
 
@@ -199,7 +199,7 @@ def test_inspect_says_what_the_embedded_model_is():
 
 
 def test_convert_writes_a_diffusers_folder_that_makes_the_same_picture(made, tmp_path):
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     run = here("convert", embedded_checkpoint(), tmp_path / "folder")
     assert run.returncode == 0, run.stderr

@@ -18,12 +18,13 @@ from torch.testing import assert_close
 
 import sld
 from sld import images
+from sld.batching import run
 from sld.cli import main
 from sld.explain import figure
 from sld.explain.runs import conflicts, explain, x0_predicted
 from sld.guidance import MAX, OFF, STRONG, WEAK, SafeLatentConcepts
 from sld.guidance.trace import Trace
-from sld.request import Request, run
+from sld.request import Request
 from sld.samplers.schedule import Schedule
 
 PROMPT = "a fox in a dark alley"

@@ -30,8 +30,8 @@ from sld.guidance import (
     guidance_for,
     safe_latent_guidance,
 )
-from sld.pipeline import advance
 from sld.samplers import SAMPLERS, Schedule, make_sampler
+from sld.step import advance
 
 SCHEDULE = Schedule.from_config(SD15.schedule)
 GRID = [
@@ -62,8 +62,7 @@ def latents(batch: int, seed: int = 0) -> Tensor:
 def arguments(guidance, sampler, i: int, x: Tensor, predictions: Tensor, states):
     """Of `advance`, on a model that predicts eps."""
     n = len(sampler.timesteps)
-    t = torch.tensor(sampler.timesteps[i])
-    alpha_bar = SCHEDULE.level(t).signal ** 2
+    level = SCHEDULE.level(torch.tensor(sampler.timesteps[i]))
     params = guidance.params(n, len(x))
     return (
         guidance,
@@ -72,9 +71,8 @@ def arguments(guidance, sampler, i: int, x: Tensor, predictions: Tensor, states)
         "raw",
         params,
         torch.tensor(i),
-        t,
-        alpha_bar,
-        alpha_bar,
+        level,
+        level,
         x,
         predictions,
         *states,
@@ -210,10 +208,10 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module")
-def on_meta():
+@pytest.fixture(scope="module", params=["reference", "fast"])
+def on_meta(request):
     """A pipeline whose tensors have no values: what asks for one fails."""
-    return sld.load(device="meta")
+    return sld.load(device="meta", numerics=request.param)
 
 
 @pytest.mark.parametrize(

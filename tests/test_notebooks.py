@@ -20,7 +20,7 @@ import nbformat  # noqa: E402 (here and below: behind the question whether it is
 from nbformat import NotebookNode  # noqa: E402
 
 from notebooks.execute import FOLDER, MEASURED, NOTEBOOKS, execute, kernels  # noqa: E402
-from sld.pipeline import embedded_checkpoint  # noqa: E402
+from sld.embedded import embedded_checkpoint  # noqa: E402
 
 LONGEST = 40  # lines of a function or class
 MOST = 2_500_000  # bytes of the whole folder

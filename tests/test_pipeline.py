@@ -9,8 +9,9 @@ from conftest import NETWORK
 
 import sld
 from sld import images
+from sld.config import Defaults
 from sld.guidance import MAX, OFF, STRONG, ClassifierFreeGuidance, SafeLatentGuidance, Unguided, guidance_for
-from sld.samplers import SAMPLERS, make_sampler
+from sld.samplers import DDIM, PNDM, SAMPLERS, leading, make_sampler
 from sld.state import SampleState
 
 PROMPT = "a fox in a dark alley"
@@ -38,12 +39,81 @@ def test_ten_lines_of_python_make_pictures(pipe):
 
 def test_the_usual_sampler_is_the_one_that_the_checkpoint_names(pipe):
     """In both forms of a call. Killed by: PNDM always."""
-    named = replace(pipe, config=replace(pipe.config, schedule=replace(pipe.config.schedule, sampler="lms")))
+    named = replace(pipe, config=replace(pipe.config, defaults=replace(pipe.config.defaults, sampler="lms")))
     for p, name in ((pipe, "ddim"), (named, "lms")):
         x = final(p, PROMPT, sampler=short(p, name, steps=2))
         assert p(PROMPT, steps=2)[0].tobytes() == images.to_pil(p.decode(x))[0].tobytes()
     assert len(list(named.sample(PROMPT, size=8))) == len(list(pipe.sample(PROMPT, size=8))) == 51
     assert not torch.equal(final(named, PROMPT, size=8), final(pipe, PROMPT, size=8))
+
+
+def test_what_a_checkpoint_wants_by_default_is_one_record_of_its_config(pipe):
+    """Sampler, spacing, steps, guidance scale, concept and size. Killed by: each of them read elsewhere."""
+    wants = Defaults(size=32, sampler="ddim", spacing="trailing", steps=3, guidance_scale=2.0, concept="a knife")
+    other = replace(pipe, config=replace(pipe.config, defaults=wants))
+    sampler = make_sampler("ddim", pipe.schedule, 3, "trailing")
+    run = {"sampler": sampler, "size": 32, "concept": "a knife", "guidance": guidance_for("medium", 2.0)}
+    expected = final(pipe, PROMPT, **run)
+
+    assert torch.equal(final(other, PROMPT), expected)
+    assert other(PROMPT)[0].tobytes() == images.to_pil(pipe.decode(expected))[0].tobytes()
+    assert other.sampler("pndm", 4).timesteps == make_sampler("pndm", pipe.schedule, 4).timesteps
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "nonsense"}, "no sampler 'nonsense'"),
+        ({"spacing": "linspace"}, "no pndm spacing 'linspace'"),
+        ({"steps": 0}, "steps must be"),
+        ({"steps": True}, "steps must be"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be"),
+        ({"size": -1}, "size must be"),
+    ],
+)
+def test_defaults_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Defaults(**{"size": 64, **wrong})
+
+
+@pytest.mark.parametrize("kind", [DDIM, PNDM])
+@pytest.mark.parametrize("numerics", ["reference", "invariant"])
+def test_a_run_begins_from_a_picture_with_the_noise_of_its_first_timestep(pipe, kind, numerics):
+    """The later it begins, the more is left of the picture. Killed by: noise of another timestep, the start ignored."""
+    pipe = replace(pipe, numerics=numerics)
+    start = final(pipe, "a bear on a beach", sampler=short(pipe, steps=20))
+    grid = leading(pipe.schedule, 20)
+    distances = []
+    for begin in (4, 12, 18):
+        sampler = kind.at(pipe.schedule, grid[begin:])
+        run = list(pipe.sample(PROMPT, 5, sampler=sampler, start=start))
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+        assert torch.equal(run[0].x, pipe.schedule.add_noise(start, noise, grid[begin]))
+        distances.append((run[-1].x - start).square().mean())
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_a_hook_between_steps_decides_what_a_run_goes_on_with(pipe):
+    """Inpainting by blending: what is kept has at every step the noise of that step, and none at the end.
+
+    Killed by: the level of the step before, the hook's result thrown away.
+    """
+    kept = final(pipe, "a bear on a beach", sampler=short(pipe, steps=20))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    mask = (torch.arange(16) < 8).float()
+    sampler, seen = short(pipe, steps=6), []
+
+    def blend(state, level):
+        seen.append((state.i, level))
+        return torch.where(mask.bool(), level.signal * kept + level.noise * noise, state.x)
+
+    run = list(pipe.sample(PROMPT, 5, sampler=sampler, between=blend))
+
+    assert [i for i, _ in seen] == list(range(1, 7))
+    for (i, _), t in zip(seen, (*sampler.timesteps[1:], None), strict=True):
+        expected = kept if t is None else pipe.schedule.add_noise(kept, noise, t)
+        assert torch.equal(run[i].x[..., :8], expected[..., :8])
+    assert not torch.equal(run[-1].x[..., 8:], final(pipe, PROMPT, 5, sampler=sampler)[..., 8:])
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**63, 2**64 - 1])
@@ -96,12 +166,12 @@ def test_runs_in_threads_share_nothing(pipe):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_an_image_has_the_same_bits_in_any_batch(rows, threads):
-    """Batches of 1 to 11, one to three rows; latents and pictures.
+    """Batches of 1 to 11, one to three rows; latents and pictures, with invariant numerics.
 
     Fails where a batch of one is not doubled (one row), where time features are computed per row, or where 1x1
     convolutions are convolutions.
     """
-    pipe = sld.load(exact_batch=True)
+    pipe = sld.load(numerics="invariant")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -119,7 +189,7 @@ def test_an_image_has_the_same_bits_in_any_batch(rows, threads):
 
 
 def test_each_image_of_a_batch_may_have_its_own_preset(pipe):
-    pipe = replace(pipe, exact_batch=True)  # the image that is off leaves its safety row out, which is another call
+    pipe = replace(pipe, numerics="invariant")  # the image that is off leaves its safety row out, which is another call
     mixed = SafeLatentGuidance((STRONG, OFF, MAX))
     together = final(pipe, PROMPT, [1, 2, 3], sampler=short(pipe, steps=12), guidance=mixed)
 
@@ -181,6 +251,7 @@ def test_the_empty_prompt_is_a_prompt(pipe):
         ({"seeds": []}, "as many as there are images"),
         ({"space": "v"}, "space must be"),
         ({"noise": torch.zeros(1, 4, 8, 8)}, "noise must have shape"),
+        ({"start": torch.zeros(2, 4, 16, 16)}, "start must have shape"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_computed(pipe, arguments, message):

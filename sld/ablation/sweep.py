@@ -34,11 +34,12 @@ from itertools import product
 from numbers import Real
 from typing import Any, NamedTuple
 
+from sld.batching import guidance_of
 from sld.evaluation.protocol import configuration, describe
 from sld.guidance import SLDConfig
 from sld.names import named
 from sld.pipeline import Pipeline
-from sld.request import Request, guidance_of
+from sld.request import Request
 from sld.samplers import make_sampler
 
 OFF = "off"

@@ -15,7 +15,7 @@ from sld.checkpoints.files import whole_or_nothing
 from sld.checkpoints.folders import write_configs
 from sld.checkpoints.load import load
 from sld.checkpoints.remap import CheckpointError
-from sld.checkpoints.tables import Format, Part, rules
+from sld.checkpoints.tables import Format, Part, key_maps
 from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -108,5 +108,6 @@ def _stored(
     """The tensors of a part as they stand in a file."""
     state = model.state_dict()
     return {
-        rule.theirs[0]: rule.write(state).to("cpu", dtype).contiguous() for rule in rules(part, format, config, state)
+        key_map.theirs[0]: key_map.write(state).to("cpu", dtype).contiguous()
+        for key_map in key_maps(part, format, config, state)
     }

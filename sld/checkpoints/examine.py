@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_weights
 from sld.checkpoints.folders import read_config
 from sld.checkpoints.remap import CheckpointError, Match, match
-from sld.checkpoints.tables import PARTS, Format, Part, leftovers, rules
+from sld.checkpoints.tables import PARTS, Format, Part, key_maps, leftovers
 from sld.config import CONFIGS, SD15, SD21, ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -70,9 +70,9 @@ class Checkpoint:
                 folder, stems = FOLDERS[part]
                 expected = f"{stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])})"
                 lines.append(f"there are no weights of the {NAMES[part]}: expected {folder}/{expected}")
-            elif not self.matches[part].rules:
+            elif not self.matches[part].key_maps:
                 lines.append(f"the file holds no {NAMES[part]}: use a checkpoint that has all three parts")
-        found = {part: m for part, m in self.matches.items() if m.rules}
+        found = {part: m for part, m in self.matches.items() if m.key_maps}
         missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
         differing = [
             f"{part}.{key}  file {tuple(theirs)}  model {tuple(ours)}"
@@ -145,7 +145,7 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         raise CheckpointError(f"{path} holds no averaged UNet (keys that begin with 'model_ema.'): leave use_ema out")
     parameters = {part: model.state_dict() for part, model in models.items()}
     matches: dict[Part, Match] = {
-        part: match(rules(part, format, config, parameters[part], use_ema), file.tensors, parameters[part])
+        part: match(key_maps(part, format, config, parameters[part], use_ema), file.tensors, parameters[part])
         for part, file in files.items()
     }
     unmatched: list[str] = []
@@ -186,12 +186,12 @@ class _Unwritten(TorchFunctionMode):
 def _by_file(
     format: Format, files: Mapping[Part, WeightsFile], matches: Mapping[Part, Match]
 ) -> Iterable[tuple[str, WeightsFile, set[str]]]:
-    """Every file once, with what to put before its keys in messages and the keys that have a rule."""
+    """Every file once, with what to put before its keys in messages and the keys that have a key map."""
     if format == "compvis":
-        yield "", files["unet"], {key for found in matches.values() for key in found.rules}
+        yield "", files["unet"], {key for found in matches.values() for key in found.key_maps}
     else:
         for part, file in files.items():
-            yield f"{FOLDERS[part][0]}/", file, set(matches[part].rules)
+            yield f"{FOLDERS[part][0]}/", file, set(matches[part].key_maps)
 
 
 def _open(path: Path) -> tuple[dict[Part, WeightsFile], Format]:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import CLIPTextConfig
 
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, ModelConfig, Prediction, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from sld.names import named
-from sld.samplers import SAMPLERS
+from sld.config import (
+    CONFIGS,
+    SAMPLERS,
+    Defaults,
+    ModelConfig,
+    Prediction,
+    ScheduleConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    build,
+)
 
 # What our networks have no option for. A folder that says otherwise is refused; one that says nothing means this.
 _UNET: dict[str, Any] = {
@@ -60,17 +69,10 @@ _VAE: dict[str, Any] = {
 }
 _SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False, "trained_betas": None}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
-_SAMPLERS: dict[str, str] = {
-    "PNDMScheduler": "pndm",
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-ancestral",
-    "LMSDiscreteScheduler": "lms",
-    "DPMSolverMultistepScheduler": "dpmpp-2m",
-}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _LAYER_NORM_EPS = 1e-5
+_OWN = "sld.json"  # what a folder of diffusers has no place for: the defaults of its checkpoint
 
 T = TypeVar("T")
 
@@ -84,23 +86,28 @@ def read_config(folder: Path) -> ModelConfig:
     vae = _read_vae(folder / "vae" / "config.json")
     unet, side = _read_unet(folder / "unet" / "config.json")
     text = _read_text(folder)
-    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
-    config = ModelConfig(folder.resolve().name, unet, vae, text, schedule, size=side * vae.factor)
+    schedule, sampler = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    defaults = Defaults(size=side * vae.factor, sampler=sampler)
+    if (own := folder / _OWN).is_file():
+        try:
+            defaults = build(Defaults, _read(own, {})["defaults"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{own} does not hold the defaults of a checkpoint ({error!r}): remove it") from None
+    config = ModelConfig(folder.resolve().name, unet, vae, text, schedule, defaults)
     # from the latest: versions that differ in nothing but their weights go by the last one's name
     same = (name for name, known in reversed(CONFIGS.items()) if _but_for_choices(known) == _but_for_choices(config))
     return replace(config, name=next(same, config.name))
 
 
 def _but_for_choices(config: ModelConfig) -> ModelConfig:
-    """The model without its name and without the sampler that a folder chooses for it."""
-    return replace(config, name="", schedule=replace(config.schedule, sampler=""))
+    """The model without its name and without what a folder chooses for it, but for the size."""
+    return replace(config, name="", defaults=Defaults(size=config.defaults.size))
 
 
 def write_configs(folder: Path, config: ModelConfig) -> None:
     """Inverse of `read_config`, in the form that diffusers reads. Makes the folders."""
     unet, vae, text, schedule = config.unet, config.vae, config.text, config.schedule
-    spacing = next(iter(named("sampler", schedule.sampler, SAMPLERS)))
-    scheduler = _name(_SAMPLERS, schedule.sampler)
+    defaults, entry = config.defaults, SAMPLERS[config.defaults.sampler]
     _write(
         folder / "unet" / "config.json",
         _UNET
@@ -114,7 +121,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "layers_per_block": unet.res_blocks,
             "norm_num_groups": unet.groups,
             "out_channels": unet.latent,
-            "sample_size": config.size // vae.factor,
+            "sample_size": defaults.size // vae.factor,
             "transformer_layers_per_block": unet.depth,
             "up_block_types": [_name(_UP, a) for a in reversed(unet.attention)],
             "use_linear_projection": unet.linear_projection,
@@ -131,7 +138,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "latent_channels": vae.latent,
             "layers_per_block": vae.res_blocks,
             "norm_num_groups": vae.groups,
-            "sample_size": config.size,
+            "sample_size": defaults.size,
             "scaling_factor": vae.scaling,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
@@ -159,7 +166,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         folder / "scheduler" / "scheduler_config.json",
         _SCHEDULE
         | {
-            "_class_name": scheduler,
+            "_class_name": entry.scheduler,
             "beta_end": schedule.beta_end,
             "beta_start": schedule.beta_start,
             "num_train_timesteps": schedule.steps,
@@ -167,9 +174,11 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "set_alpha_to_one": schedule.final_alpha_one,
             "skip_prk_steps": True,
             "steps_offset": schedule.steps_offset,
-            "timestep_spacing": spacing,
+            "timestep_spacing": defaults.spacing or entry.spacings[0],
         },
     )
+    if defaults != Defaults(size=defaults.size, sampler=defaults.sampler):
+        _write(folder / _OWN, {"defaults": asdict(defaults)})
     _write(
         folder / "model_index.json",
         {
@@ -177,7 +186,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
             "feature_extractor": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", scheduler],
+            "scheduler": ["diffusers", entry.scheduler],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
@@ -263,17 +272,20 @@ def _token_id(tokenizer: Path, token: str) -> int:
     return _get(vocabulary, token, path)
 
 
-def _read_schedule(path: Path) -> ScheduleConfig:
+def _read_schedule(path: Path) -> tuple[ScheduleConfig, str]:
+    """The schedule, and the name of the sampler that goes by the folder's class; PNDM for a class that is unknown."""
     values, default = _read(path, _SCHEDULE), ScheduleConfig()
-    return ScheduleConfig(
+    named_class = values.get("_class_name")
+    sampler = next((name for name, entry in SAMPLERS.items() if entry.scheduler == named_class), "pndm")
+    schedule = ScheduleConfig(
         steps=values.get("num_train_timesteps", default.steps),
         beta_start=_get(values, "beta_start", path),
         beta_end=_get(values, "beta_end", path),
         prediction=_translate(_PREDICTIONS, values.get("prediction_type", "epsilon"), path),
         steps_offset=values.get("steps_offset", 0),
         final_alpha_one=values.get("set_alpha_to_one", default.final_alpha_one),
-        sampler=_SAMPLERS.get(values.get("_class_name", ""), default.sampler),
     )
+    return schedule, sampler
 
 
 def _read(path: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Inspection:
             f"  format       {self.format}",
             f"  model        {self.config.name} (told by the {self.told_by})",
             f"  prediction   {prediction}",
-            f"  sampler      {self.config.schedule.sampler}",
-            f"  size         {self.config.size} pixels",
+            f"  sampler      {self.config.defaults.sampler}",
+            f"  size         {self.config.defaults.size} pixels",
             f"  dtype        {dtypes}",
         ]
         for part in PARTS:
@@ -69,7 +69,8 @@ def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
     """
     checkpoint = examine(path, config, use_ema)
     read = {
-        part: [checkpoint.files[part].tensors[key] for key in match.rules] for part, match in checkpoint.matches.items()
+        part: [checkpoint.files[part].tensors[key] for key in match.key_maps]
+        for part, match in checkpoint.matches.items()
     }
     dtypes: Counter[torch.dtype] = Counter()
     for x in (x for tensors in read.values() for x in tensors):

@@ -105,8 +105,8 @@ def _fill(checkpoint: Checkpoint, part: Part, dtype: torch.dtype | None, device:
     """Give a model on the meta device its weights. The file is open no longer than that, which unmaps what was cast."""
     read = checkpoint.files[part].reader()
     state: dict[str, torch.Tensor] = {}
-    for key, rule in checkpoint.matches[part].rules.items():
-        for ours, value in rule.read(read(key)).items():
+    for key, key_map in checkpoint.matches[part].key_maps.items():
+        for ours, value in key_map.read(read(key)).items():
             state[ours] = value.to(device, dtype)
     model = checkpoint.models[part]
     model.load_state_dict(state, strict=True, assign=True)

@@ -14,44 +14,39 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written: what was expected, what came, what to do."""
 
 
-def squeeze_convolution(x: Tensor) -> Tensor:
-    """The matrix (o, i) of a 1x1 convolution (o, i, 1, 1); anything else as it is."""
-    return x.reshape(x.shape[:2]) if x.ndim == 4 and x.shape[2:] == (1, 1) else x
-
-
-def unsqueeze_matrix(x: Tensor) -> Tensor:
-    """The 1x1 convolution (o, i, 1, 1) of a matrix (o, i); anything else, such as a bias, as it is."""
-    return x[:, :, None, None] if x.ndim == 2 else x
-
-
 def split_stacked(x: Tensor, pieces: int) -> tuple[Tensor, ...]:
     """Equal `pieces` along the first axis, such as the queries', keys' and values' part of a fused projection."""
     return torch.atleast_1d(x).chunk(pieces) if pieces > 1 else (x,)
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeyMap:
     """One tensor of a file and what it is in the model.
 
     Attributes:
         ours: the parameters it holds; several are stacked along its first axis.
         theirs: its key in the file; where there are several spellings, the first is the one to write.
-        convolution: whether to write a matrix as a 1x1 convolution. Both are read.
+        matrix: whether ours is the matrix (o, i) of a linear layer, which some files store as a 1x1 convolution
+            (o, i, 1, 1). Both are read.
+        convolution: whether such a matrix is written as a 1x1 convolution.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
+    matrix: bool = False
     convolution: bool = False
 
     def read(self, stored: Tensor) -> dict[str, Tensor]:
         """Our parameters in a stored tensor. Works on meta tensors, which tells their shapes."""
-        return dict(zip(self.ours, split_stacked(squeeze_convolution(stored), len(self.ours)), strict=False))
+        if self.matrix and stored.ndim == 4 and stored.shape[2:] == (1, 1):
+            stored = stored.reshape(stored.shape[:2])
+        return dict(zip(self.ours, split_stacked(stored, len(self.ours)), strict=False))
 
     def write(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The tensor to store: inverse of `read`."""
         values = [parameters[key] for key in self.ours]
         x = values[0] if len(values) == 1 else torch.cat(values)
-        return unsqueeze_matrix(x) if self.convolution else x
+        return x[:, :, None, None] if self.convolution else x
 
 
 @dataclass(frozen=True)
@@ -70,37 +65,37 @@ class Match:
     """How a file's tensors and a model's parameters meet.
 
     Attributes:
-        rules: the rule of every key of the file that has one.
+        key_maps: the map of every key of the file that has one.
         missing: parameters of the model that nothing in the file fills.
         differing: parameters whose shape differs, with the file's and the model's.
         numberless: keys of the file whose values are not floating point.
     """
 
-    rules: dict[str, Rule]
+    key_maps: dict[str, KeyMap]
     missing: tuple[str, ...]
     differing: tuple[tuple[str, torch.Size, torch.Size], ...]
     numberless: tuple[str, ...]
 
 
-def match(rules: Iterable[Rule], stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Match:
+def match(key_maps: Iterable[KeyMap], stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Match:
     """Match a file to a model without reading it.
 
     Args:
-        rules: one for every parameter of the model.
+        key_maps: at least one for every parameter of the model.
         stored: the file's tensors; meta tensors will do.
         parameters: the model's; meta tensors will do.
     """
-    found: dict[str, Rule] = {}
+    found: dict[str, KeyMap] = {}
     missing: list[str] = []
     differing: list[tuple[str, torch.Size, torch.Size]] = []
-    for rule in rules:
-        key = next((key for key in rule.theirs if key in stored), None)
+    for key_map in key_maps:
+        key = next((key for key in key_map.theirs if key in stored), None)
         if key is None:
-            missing += rule.ours
+            missing += key_map.ours
             continue
-        found[key] = rule
-        read = rule.read(stored[key].to("meta"))
-        for ours in rule.ours:
+        found[key] = key_map
+        read = key_map.read(stored[key].to("meta"))
+        for ours in key_map.ours:
             shape = read[ours].shape if ours in read else stored[key].shape
             if shape != parameters[ours].shape:
                 differing.append((ours, shape, parameters[ours].shape))

@@ -2,29 +2,30 @@
 
 A walk over a config yields the blocks under their three names, and a small table of leaves finishes each. Rows for
 modules that a config has none of (the shortcut of a block that keeps its width, the transformers of a level without)
-are harmless: rules are made for the parameters that a model has.
+are harmless: key maps are made for the parameters that a model has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from sld.checkpoints.remap import Leftover, Rule
+from torch import Tensor
+
+from sld.checkpoints.remap import KeyMap, Leftover
 from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 Format = Literal["compvis", "diffusers"]
 Part = Literal["unet", "vae", "text"]
 PARTS: tuple[Part, ...] = ("unet", "vae", "text")
 
-_BOTH: tuple[Format, ...] = ("compvis", "diffusers")
-
 
 class Row(NamedTuple):
     """A module, or a whole parameter, under its three names.
 
     In their names "|" separates spellings, the first of which is written, and "*" stands for "weight" or "bias" where
-    these do not simply follow after a dot. `convolution` lists the formats that store our matrix as a 1x1 convolution.
+    these do not simply follow after a dot. `convolution` lists the formats that store the matrix of a linear layer of
+    ours as a 1x1 convolution.
     For the text encoder the column `compvis` is OpenCLIP's naming; SD 1 uses transformers', as diffusers does.
     """
 
@@ -47,7 +48,7 @@ _UNET_RES = (
     Row("time", "emb_layers.1", "time_emb_proj"),
     Row("norm_out", "out_layers.0", "norm2"),
     Row("conv_out", "out_layers.3", "conv2"),
-    Row("shortcut", "skip_connection", "conv_shortcut", _BOTH),
+    Row("shortcut", "skip_connection", "conv_shortcut"),
 )
 _TRANSFORMER_BLOCK = (
     Row("norm_attn", "norm1", "norm1"),
@@ -68,8 +69,8 @@ _VAE = (
     Row("encoder.conv_in", "encoder.conv_in", "encoder.conv_in"),
     Row("encoder.norm_out", "encoder.norm_out", "encoder.conv_norm_out"),
     Row("encoder.conv_out", "encoder.conv_out", "encoder.conv_out"),
-    Row("encoder.moments", "quant_conv", "quant_conv", _BOTH),
-    Row("decoder.latent", "post_quant_conv", "post_quant_conv", _BOTH),
+    Row("encoder.moments", "quant_conv", "quant_conv"),
+    Row("decoder.latent", "post_quant_conv", "post_quant_conv"),
     Row("decoder.conv_in", "decoder.conv_in", "decoder.conv_in"),
     Row("decoder.norm_out", "decoder.norm_out", "decoder.conv_norm_out"),
     Row("decoder.conv_out", "decoder.conv_out", "decoder.conv_out"),
@@ -79,7 +80,7 @@ _VAE_RES = (
     Row("conv_in", "conv1", "conv1"),
     Row("norm_out", "norm2", "norm2"),
     Row("conv_out", "conv2", "conv2"),
-    Row("shortcut", "nin_shortcut", "conv_shortcut", _BOTH),
+    Row("shortcut", "nin_shortcut", "conv_shortcut"),
 )
 _VAE_ATTENTION = (
     Row("norm", "attn_1.norm", "attentions.0.group_norm"),
@@ -112,10 +113,8 @@ def _under(ours: str, compvis: str, diffusers: str, rows: Iterable[Row]) -> Iter
         yield Row(f"{ours}.{row.ours}", f"{compvis}.{row.compvis}", theirs, row.convolution)
 
 
-def _transformer(ours: str, compvis: str, diffusers: str, depth: int, linear: bool) -> Iterator[Row]:
-    convolution = () if linear else _BOTH
-    ends = Row("norm", "norm", "norm"), *(Row(proj, proj, proj, convolution) for proj in ("proj_in", "proj_out"))
-    yield from _under(ours, compvis, diffusers, ends)
+def _transformer(ours: str, compvis: str, diffusers: str, depth: int) -> Iterator[Row]:
+    yield from _under(ours, compvis, diffusers, (Row(name, name, name) for name in ("norm", "proj_in", "proj_out")))
     for d in range(depth):
         block = f"transformer_blocks.{d}"
         yield from _under(f"{ours}.blocks.{d}", f"{compvis}.{block}", f"{diffusers}.{block}", _TRANSFORMER_BLOCK)
@@ -124,21 +123,19 @@ def _transformer(ours: str, compvis: str, diffusers: str, depth: int, linear: bo
 def unet(config: UNetConfig) -> Iterator[Row]:
     """Rows of a UNet. CompVis numbers the blocks of a side through all levels, changes of size included."""
     yield from _UNET
-    levels, linear = list(enumerate(config.depth)), config.linear_projection
+    levels = list(enumerate(config.depth))
     n = 0
     for i, depth in levels:
         for k in range(config.res_blocks):
             n += 1
             block = f"input_blocks.{n}"
             yield from _under(f"down.{i}.res.{k}", f"{block}.0", f"down_blocks.{i}.resnets.{k}", _UNET_RES)
-            yield from _transformer(
-                f"down.{i}.attn.{k}", f"{block}.1", f"down_blocks.{i}.attentions.{k}", depth, linear
-            )
+            yield from _transformer(f"down.{i}.attn.{k}", f"{block}.1", f"down_blocks.{i}.attentions.{k}", depth)
         n += 1
         yield Row(f"down.{i}.resample", f"input_blocks.{n}.0.op", f"down_blocks.{i}.downsamplers.0.conv")
 
     yield from _under("mid.res.0", "middle_block.0", "mid_block.resnets.0", _UNET_RES)
-    yield from _transformer("mid.attn", "middle_block.1", "mid_block.attentions.0", config.depth[-1], linear)
+    yield from _transformer("mid.attn", "middle_block.1", "mid_block.attentions.0", config.depth[-1])
     yield from _under("mid.res.1", "middle_block.2", "mid_block.resnets.1", _UNET_RES)
 
     n = -1
@@ -147,7 +144,7 @@ def unet(config: UNetConfig) -> Iterator[Row]:
             n += 1
             block = f"output_blocks.{n}"
             yield from _under(f"up.{i}.res.{k}", f"{block}.0", f"up_blocks.{i}.resnets.{k}", _UNET_RES)
-            yield from _transformer(f"up.{i}.attn.{k}", f"{block}.1", f"up_blocks.{i}.attentions.{k}", depth, linear)
+            yield from _transformer(f"up.{i}.attn.{k}", f"{block}.1", f"up_blocks.{i}.attentions.{k}", depth)
         conv = f"output_blocks.{n}.{2 if config.attention[level] else 1}.conv"
         yield Row(f"up.{i}.resample.conv", conv, f"up_blocks.{i}.upsamplers.0.conv")
 
@@ -200,13 +197,13 @@ def _averaged(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def rules(
-    part: Part, format: Format, config: ModelConfig, parameters: Collection[str], use_ema: bool = False
-) -> list[Rule]:
-    """One rule for every tensor of a part in a file.
+def key_maps(
+    part: Part, format: Format, config: ModelConfig, parameters: Mapping[str, Tensor], use_ema: bool = False
+) -> list[KeyMap]:
+    """One map for every tensor of a part in a file.
 
     Args:
-        parameters: the keys of our part's state dict.
+        parameters: our part's state dict; meta tensors will do.
         use_ema: name the averaged UNet of a CompVis file instead of the last one.
     """
     own_column = format == "compvis" and (part != "text" or _openclip(config))
@@ -221,11 +218,16 @@ def rules(
                 ]
                 theirs = tuple(p + s for p in _prefixes(part, format, config) for s in spellings)
                 stacked.setdefault(theirs, []).append(key)
-                if format in row.convolution:
+                if format in row.convolution and parameters[key].ndim == 2:
                     convolutions.add(theirs)
     averaged = use_ema and part == "unet"
     return [
-        Rule(tuple(ours), tuple(map(_averaged, theirs)) if averaged else theirs, theirs in convolutions)
+        KeyMap(
+            ours=tuple(ours),
+            theirs=tuple(map(_averaged, theirs)) if averaged else theirs,
+            matrix=all(parameters[key].ndim == 2 for key in ours),
+            convolution=theirs in convolutions,
+        )
         for theirs, ours in stacked.items()
     ]
 

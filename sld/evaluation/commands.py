@@ -177,9 +177,9 @@ def _listed(value: str | Sequence[str] | None) -> list[str]:
 
 def _prompts(options: argparse.Namespace) -> None:
     from sld.config import MINI, SD15
+    from sld.embedded import embedded_checkpoint
     from sld.evaluation.prompt_report import describe
     from sld.models.text import Tokenizer
-    from sld.pipeline import embedded_checkpoint
 
     prompts = _read(options.source, vars(options))
     if options.tokenizer is not None:

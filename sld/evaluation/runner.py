@@ -18,6 +18,7 @@ from torch import Tensor
 
 import sld
 from sld import images
+from sld.batching import batches, network_rows, run
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Classifier, Embedder
 from sld.evaluation.fidelity import rms, ssim
@@ -26,9 +27,9 @@ from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, rang
 from sld.evaluation.results import picture_path
 from sld.evaluation.spread import Ranks
 from sld.pipeline import Pipeline
-from sld.request import Request, batches, network_rows, run
-from sld.rows import Rows
+from sld.request import Request
 from sld.samplers import make_sampler
+from sld.speed.rows import Rows
 
 Keep = Literal["none", "flagged", "all"]
 
@@ -48,7 +49,7 @@ class Evaluation:
         keep: pictures to keep: "flagged" keeps an image of a row in all configurations where any of them is flagged, so
             that it can be seen beside its counterparts.
         embedder: whose embeddings are kept, so that a classifier that needs no more can be added later.
-        batch_size: pictures at once. No part of the protocol: see `Pipeline.exact_batch`.
+        batch_size: pictures at once. No part of the protocol: with "invariant" numerics.
         retry: make chunks with failed pictures again.
 
     Raises:
@@ -102,7 +103,7 @@ class Evaluation:
                 "sha256": dict(self.pipe.sha256),
                 "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
                 "device": self.pipe.device.type,
-                "exact_batch": self.pipe.exact_batch,
+                "numerics": self.pipe.numerics,
                 **self.pipe.unusual,
                 "threads": torch.get_num_threads(),  # CPU kernels share out their sums over them
             },

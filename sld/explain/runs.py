@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from sld import images
+from sld.batching import guidance_of
 from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidance
 from sld.guidance.trace import Trace, Traced
-from sld.pipeline import Pipeline, Space
-from sld.request import Request, guidance_of
-from sld.samplers import Sampler, Schedule, make_sampler
-from sld.samplers.schedule import x0_of
+from sld.pipeline import Pipeline
+from sld.request import Request
+from sld.samplers import Process, Sampler, make_sampler
+from sld.samplers.process import from_eps
 from sld.state import SampleState
+from sld.step import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +58,10 @@ class Explanation:
     guided: Run
 
 
-def x0_predicted(schedule: Schedule, guided: Tensor, x: Tensor, t: Tensor, space: Space) -> Tensor:
+def x0_predicted(process: Process, guided: Tensor, x: Tensor, t: Tensor, space: Space) -> Tensor:
     """The clean latents (b, c, h, w) that a guided prediction (b, c, h, w) at latents x and timestep t stands for."""
-    return schedule.x0(guided, x, t) if space == "raw" else x0_of(x, guided, schedule.level(t))
+    a = process.level(t)
+    return (from_eps(guided, x, a) if space == "eps" else process.estimate(guided, x, a)).x0
 
 
 def explain(

@@ -1,14 +1,13 @@
 """The blocks that the UNet and the autoencoder are made of.
 
-Shapes use b latents, r rows (conditions) per latent, c channels, h and w places, l tokens, d features.
+Shapes use b rows, c channels, h and w places, l tokens, d features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from copy import deepcopy
-from typing import TypeAlias, TypeVar, cast
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +16,10 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-FromText: TypeAlias = tuple[Tensor, Tensor] | Tensor
-"""Keys and values (b, heads, l, d) of a text; or (b, l, d), what attention to it gave before, an approximation."""
-
 
 def module_list(modules: Iterable[M] = ()) -> list[M]:
     """An nn.ModuleList, which type checkers see as the list of modules it behaves like."""
     return cast("list[M]", nn.ModuleList(modules))
-
-
-def around(network: M, weight: Callable[[Tensor], Tensor]) -> M:
-    """The same network around other weights: what `weight` makes of each parameter and buffer. The network stays."""
-    made = {id(w): weight(w) for w in (*network.parameters(), *network.buffers())}
-    return deepcopy(network, made)
-
-
-def on_device(network: M, device: torch.device) -> M:
-    """The network itself where its weights are on `device`; else the same around copies there, which go with it."""
-    if all(w.device == device for w in network.parameters()):
-        return network
-    return around(network, lambda w: nn.Parameter(w.to(device), False) if isinstance(w, nn.Parameter) else w.to(device))
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -45,24 +28,6 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     phase = t.float()[:, None] * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=-1)
-
-
-def repeat_rows(x: Tensor, rows: int) -> Tensor:
-    """Repeat a batch (b, ...) as a whole until it has `rows` = r * b entries; itself if it has them already.
-
-    Everything before the first cross-attention sees no text and is computed once per latent; this is where its result
-    meets the rows that differ.
-    """
-    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
-
-
-def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
-    """A 1x1 convolution of x (b, c, h, w), computed as a linear map of its places.
-
-    The convolution kernels of CPUs choose their order of summation by batch size; this one gives every picture the
-    same bits in any batch.
-    """
-    return linear(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResBlock(nn.Module):
@@ -81,20 +46,15 @@ class ResBlock(nn.Module):
         self.time = None if time is None else nn.Linear(time, width_out)
         self.norm_out = nn.GroupNorm(groups, width_out, eps)
         self.conv_out = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.shortcut = None if width_in == width_out else nn.Linear(width_in, width_out)
-
-    def time_key(self, time: Tensor) -> Tensor:
-        """What `forward` adds, (n, c), for activated time features (n, d) of n timesteps."""
-        assert self.time is not None
-        return self.time(time)
+        self.shortcut = None if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (b, c, h, w) with this block's `time_key` (1, c), shared by the batch, or (b, c); None without time."""
+        """x (b, c, h, w) with the activated features of its timesteps (b, d); None for a block without time."""
         h = self.conv_in(F.silu(self.norm_in(x)))
-        if time is not None:
-            h = h + time[:, :, None, None]
+        if self.time is not None:
+            h = h + self.time(time)[:, :, None, None]
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return h + (x if self.shortcut is None else pointwise(self.shortcut, x))
+        return h + (x if self.shortcut is None else self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -115,18 +75,18 @@ class Attention(nn.Module):
         self.v = nn.Linear(source, width, bias)
         self.out = nn.Linear(width, width)
 
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (b, heads, l, d / heads) of a sequence (b, l, d)."""
-        return self._split(self.k(source)), self._split(self.v(source))
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """Attend from x (b, l, d) to a sequence (b, m, s)."""
+        q, k, v = self.split(self.q(x)), self.split(self.k(source)), self.split(self.v(source))
+        return self.out(self.join(F.scaled_dot_product_attention(q, k, v)))
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        """Attend from x (b, l, d) to keys and values of r * b rows; the result has as many rows as they."""
-        k, v = keys_values
-        q = repeat_rows(self._split(self.q(x)), len(k))
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)"))
-
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
+        """The heads of projected tokens (b, l, d), as (b, heads, l, d / heads)."""
         return rearrange(x, "b l (n d) -> b n l d", n=self.heads)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Inverse of `split`."""
+        return rearrange(x, "b n l d -> b l (n d)")
 
 
 class FeedForward(nn.Module):
@@ -154,37 +114,52 @@ class TransformerBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: FromText, crossed: list[Tensor] | None = None) -> Tensor:
-        """x (b, l, d) with the text's keys and values of r * b rows; returns r * b rows.
-
-        What cross-attention gives is added to `crossed`; in place of keys and values it is taken for what it gives.
-        """
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (b, l, d) under the tokens (b, m, context) of a text."""
         h = self.norm_attn(x)
-        x = x + self.attn(h, self.attn.keys_values(h))
-        h = text if isinstance(text, Tensor) else self.cross(self.norm_cross(x), text)
-        if crossed is not None:
-            crossed.append(h)
-        x = repeat_rows(x, len(h)) + h
+        x = x + self.attn(h, h)
+        x = x + self.cross(self.norm_cross(x), tokens)
         return x + self.ff(self.norm_ff(x))
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a picture, added to it."""
+    """Transformer blocks over the places of a picture, added to it.
 
-    def __init__(self, width: int, context: int, heads: int, depth: int, groups: int) -> None:
+    Args:
+        width: channels.
+        context: features of a text token.
+        heads: attention heads.
+        depth: number of blocks.
+        groups: of the GroupNorm.
+        linear: whether the blocks stand between linear layers (SD 2) or 1x1 convolutions (SD 1). Both compute the same
+            map, and round it differently.
+    """
+
+    def __init__(self, width: int, context: int, heads: int, depth: int, groups: int, linear: bool) -> None:
         super().__init__()
+        self.linear = linear
         self.norm = nn.GroupNorm(groups, width, 1e-6)
-        self.proj_in = nn.Linear(width, width)
+        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
         self.blocks = module_list(TransformerBlock(width, context, heads) for _ in range(depth))
-        self.proj_out = nn.Linear(width, width)
+        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, text: list[FromText], crossed: list[Tensor] | None = None) -> Tensor:
-        """x (b, c, h, w) with what each block has of the text, of r * b rows; returns r * b rows."""
-        h = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
-        for block, from_text in zip(self.blocks, text, strict=True):
-            h = block(h, from_text, crossed)
-        h = rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=x.shape[2])
-        return repeat_rows(x, len(h)) + h
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (b, c, h, w) under the tokens (b, m, context) of a text."""
+        h = self.norm(x)
+        h = self.proj_in(_to_tokens(h)) if self.linear else _to_tokens(self.proj_in(h))
+        for block in self.blocks:
+            h = block(h, tokens)
+        height = x.shape[2]
+        h = _to_places(self.proj_out(h), height) if self.linear else self.proj_out(_to_places(h, height))
+        return x + h
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    return rearrange(x, "b c h w -> b (h w) c")
+
+
+def _to_places(x: Tensor, height: int) -> Tensor:
+    return rearrange(x, "b (h w) c -> b c h w", h=height)
 
 
 class Upsample(nn.Module):
@@ -197,3 +172,15 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """x (b, c, h, w) enlarged to `size`, which is twice (h, w) or, where halving rounded up, one less."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """One resolution on one side of a network: ResBlocks, a transformer behind each (or none), a change of size."""
+
+    def __init__(
+        self, res: list[ResBlock], resample: nn.Module | None, attn: Iterable[SpatialTransformer] = ()
+    ) -> None:
+        super().__init__()
+        self.res = module_list(res)
+        self.attn = module_list(attn)
+        self.resample = resample

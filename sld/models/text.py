@@ -42,14 +42,8 @@ class TextEncoder(nn.Module):
         self.clip.embeddings.register_buffer("position_ids", positions, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Features (n, l, d) of token ids (n, l). Rows are encoded one by one where no gradient is wanted.
-
-        A matrix product over several texts may round differently from one over a single text; encoded alone, a text
-        has the same features in every batch.
-        """
-        if torch.is_grad_enabled():
-            return self.clip(input_ids=ids).last_hidden_state
-        return torch.cat([self.clip(input_ids=row[None]).last_hidden_state for row in ids])
+        """Features (n, l, d) of token ids (n, l)."""
+        return self.clip(input_ids=ids).last_hidden_state
 
 
 class Tokenizer:

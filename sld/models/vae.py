@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion: pictures to latents and back."""
+"""The autoencoder of Stable Diffusion: pictures to latents and back; bit-equal to diffusers' AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sld.config import VAEConfig
-from sld.models.layers import Attention, ResBlock, Upsample, module_list, pointwise
+from sld.models.layers import Attention, ResBlock, Stage, Upsample, module_list
 
 _EPS = 1e-6
-
-
-class Level(nn.Module):
-    """One resolution of the encoder or of the decoder: ResBlocks, then a change of size."""
-
-    def __init__(self, res: list[ResBlock], resample: nn.Module | None) -> None:
-        super().__init__()
-        self.res = module_list(res)
-        self.resample = resample
 
 
 class Mid(nn.Module):
@@ -34,7 +25,7 @@ class Mid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.res[0](x)
         h = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        h = self.attn(h, self.attn.keys_values(h))
+        h = self.attn(h, h)
         return self.res[1](x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
@@ -45,17 +36,17 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.channels
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down: list[Level] = module_list()
+        self.down: list[Stage] = module_list()
         width = widths[0]
         for level, out in enumerate(widths):
             res = [ResBlock(width if k == 0 else out, out, None, config.groups, _EPS) for k in range(config.res_blocks)]
             last = level == len(widths) - 1
-            self.down.append(Level(res, None if last else nn.Conv2d(out, out, 3, stride=2)))
+            self.down.append(Stage(res, None if last else nn.Conv2d(out, out, 3, stride=2)))
             width = out
         self.mid = Mid(width, config.groups)
         self.norm_out = nn.GroupNorm(config.groups, width, _EPS)
         self.conv_out = nn.Conv2d(width, 2 * config.latent, 3, padding=1)
-        self.moments = nn.Linear(2 * config.latent, 2 * config.latent)
+        self.moments = nn.Conv2d(2 * config.latent, 2 * config.latent, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -65,7 +56,7 @@ class Encoder(nn.Module):
             if level.resample is not None:
                 h = level.resample(F.pad(h, (0, 1, 0, 1)))  # the reference pads on the right and below only
         h = self.conv_out(F.silu(self.norm_out(self.mid(h))))
-        return pointwise(self.moments, h)
+        return self.moments(h)
 
 
 class Decoder(nn.Module):
@@ -74,22 +65,22 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = config.channels
-        self.latent = nn.Linear(config.latent, config.latent)
+        self.latent = nn.Conv2d(config.latent, config.latent, 1)
         width = widths[-1]
         self.conv_in = nn.Conv2d(config.latent, width, 3, padding=1)
         self.mid = Mid(width, config.groups)
-        self.up: list[Level] = module_list()
+        self.up: list[Stage] = module_list()
         for level, out in reversed(list(enumerate(widths))):
             res = [
                 ResBlock(width if k == 0 else out, out, None, config.groups, _EPS) for k in range(config.res_blocks + 1)
             ]
-            self.up.append(Level(res, Upsample(out) if level else None))
+            self.up.append(Stage(res, Upsample(out) if level else None))
             width = out
         self.norm_out = nn.GroupNorm(config.groups, width, _EPS)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(pointwise(self.latent, x)))
+        h = self.mid(self.conv_in(self.latent(x)))
         for level in self.up:
             for res in level.res:
                 h = res(h)
@@ -131,41 +122,3 @@ class VAE(nn.Module):
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w) as the diffusion model makes them."""
         return self.decoder((x / self.config.scaling).to(self.dtype)).to(x.dtype)
-
-    def decode_tiles(self, x: Tensor, tile: int) -> Tensor:
-        """`decode` in square tiles of `tile` latents, with the memory of one tile.
-
-        Neighbours share a quarter of a tile, over which one fades linearly into the other. A tile's norms and its
-        attention see no more than the tile, so that colours may shift from one to the next; what that comes to is
-        bounded in tests/test_pipeline_memory.py.
-
-        Args:
-            x: latents (b, c, h, w).
-            tile: at least 4. Where a side is no longer than that, it is not cut.
-        """
-        size = x.shape[2:]
-        picture = x.new_zeros(len(x), 3, *(side * self.config.factor for side in size))
-        weight = x.new_zeros(picture.shape[2:])
-        for top in _starts(size[0], tile):
-            for left in _starts(size[1], tile):
-                piece = self.decode(x[:, :, top : top + tile, left : left + tile])
-                rows, columns = (_fade(n, tile * self.config.factor, x) for n in piece.shape[2:])
-                fade = rows[:, None] * columns
-                above, beside = top * self.config.factor, left * self.config.factor
-                place = (..., slice(above, above + len(rows)), slice(beside, beside + len(columns)))
-                picture[place] += piece * fade
-                weight[place] += fade
-        return picture / weight
-
-
-def _starts(side: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a side, each sharing at least a quarter with the one before."""
-    if side <= tile:
-        return [0]
-    return [*range(0, side - tile, tile - tile // 4), side - tile]
-
-
-def _fade(n: int, tile: int, like: Tensor) -> Tensor:
-    """Weights (n,) of a tile's places along one side: rising over its first quarter, falling over its last."""
-    place = torch.arange(n, device=like.device, dtype=like.dtype)
-    return torch.minimum(place + 1, n - place).clamp(max=tile // 4)

@@ -1,32 +1,36 @@
 """Samplers: how x moves from noise to data."""
 
-from collections.abc import Callable
-
-from sld.names import named
-from sld.samplers.base import NoState, Sampler, SpacedSampler
+from sld.config import SAMPLERS
+from sld.samplers.base import NoHistory, Sampler
 from sld.samplers.ddim import DDIM
 from sld.samplers.dpmpp import DPMpp2M, DPMppState
 from sld.samplers.euler import Euler, EulerAncestral
+from sld.samplers.grids import GRIDS, leading, linspace, trailing
 from sld.samplers.lms import LMS, LMSState
+from sld.samplers.make import make_sampler
 from sld.samplers.pndm import PNDM, PNDMState
-from sld.samplers.schedule import Level, Schedule, leading, linspace, trailing, transfer, x0_of
+from sld.samplers.process import CONVERSIONS, Estimate, Level, Process, transfer, x0_of
+from sld.samplers.schedule import Schedule
 
 __all__ = [
+    "CONVERSIONS",
     "DDIM",
+    "GRIDS",
     "LMS",
     "PNDM",
     "SAMPLERS",
     "DPMpp2M",
     "DPMppState",
+    "Estimate",
     "Euler",
     "EulerAncestral",
     "LMSState",
     "Level",
-    "NoState",
+    "NoHistory",
     "PNDMState",
+    "Process",
     "Sampler",
     "Schedule",
-    "SpacedSampler",
     "leading",
     "linspace",
     "make_sampler",
@@ -34,41 +38,3 @@ __all__ = [
     "transfer",
     "x0_of",
 ]
-
-SAMPLERS: dict[str, dict[str, Callable[..., Sampler]]] = {
-    "ddim": {"leading": DDIM.leading, "trailing": DDIM.trailing},
-    "pndm": {"leading": PNDM.leading},
-    "euler": {"linspace": Euler.linspace, "leading": Euler.leading, "trailing": Euler.trailing},
-    "euler-ancestral": {
-        "linspace": EulerAncestral.linspace,
-        "leading": EulerAncestral.leading,
-        "trailing": EulerAncestral.trailing,
-    },
-    "lms": {"linspace": LMS.linspace, "leading": LMS.leading, "trailing": LMS.trailing},
-    "dpmpp-2m": {"linspace": DPMpp2M.linspace, "leading": DPMpp2M.leading, "trailing": DPMpp2M.trailing},
-}
-"""Constructors by name and spacing. A name's first spacing is its default, the one of diffusers."""
-
-
-def make_sampler(
-    name: str, schedule: Schedule, steps: int, spacing: str | None = None, eta: float | None = None
-) -> Sampler:
-    """The sampler called `name`.
-
-    Args:
-        name: one of SAMPLERS.
-        schedule: the model's.
-        steps: number of steps, in [1, T]; pndm takes one evaluation more.
-        spacing: "leading", "trailing" or "linspace"; None for the sampler's default.
-        eta: how stochastic ddim is, in [0, 1]; None for 0. No other sampler has it.
-
-    Raises:
-        ValueError: a name is unknown, or a number out of range.
-    """
-    spacings = named("sampler", name, SAMPLERS)
-    make = named(f"{name} spacing", next(iter(spacings)) if spacing is None else spacing, spacings)
-    if eta is None:
-        return make(schedule, steps)
-    if name != "ddim":
-        raise ValueError(f"eta is a setting of ddim, got eta={eta!r} for {name}: leave it out, or take ddim")
-    return make(schedule, steps, eta=eta)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from sld.samplers.schedule import Schedule, leading, linspace, trailing
+from sld.names import named
+from sld.samplers.grids import GRIDS
+from sld.samplers.process import Estimate
+from sld.samplers.schedule import Schedule
 
 Table = TypeVar("Table", bound=NamedTuple)
 State = TypeVar("State", bound=NamedTuple)
 
 
-class NoState(NamedTuple):
+class NoHistory(NamedTuple):
     """The state of a sampler that remembers nothing."""
 
 
@@ -27,7 +30,7 @@ def map_columns(table: Table, f: Callable[[Tensor], Tensor]) -> Table:
 
 @dataclass(frozen=True, eq=False)
 class Sampler(ABC, Generic[Table, State]):
-    """How x moves from noise to data, given the noise that a network sees in it.
+    """How x moves from noise to data, given what a network sees in it.
 
     A sampler knows no network and no guidance. Everything that changes during a run is handed in and handed back, and
     no image of a batch sees another. In every sampler x has unit variance at every timestep: it begins as plain normal
@@ -42,6 +45,48 @@ class Sampler(ABC, Generic[Table, State]):
     timesteps: tuple[float, ...]
     table: Table
     stochastic: bool = False
+
+    @classmethod
+    @abstractmethod
+    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Self:
+        """The sampler that visits these timesteps.
+
+        Args:
+            schedule: the model's.
+            timesteps: falling, in [0, T - 1]; whole numbers read the schedule's table, others lie between its entries.
+
+        Raises:
+            ValueError: they do not fall, or leave the schedule.
+        """
+
+    @classmethod
+    def grid(cls, schedule: Schedule, steps: int, spacing: str) -> tuple[float, ...]:
+        """The timesteps of a run of `steps` steps.
+
+        Args:
+            schedule: the model's.
+            steps: in [1, T].
+            spacing: a key of `GRIDS`.
+
+        Raises:
+            ValueError: there is no such spacing, or the steps do not fit the schedule.
+        """
+        return named("spacing", spacing, GRIDS)(schedule, steps)
+
+    @classmethod
+    def leading(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
+        """The sampler on `steps` leading timesteps; `settings` go to `at`."""
+        return cls.at(schedule, cls.grid(schedule, steps, "leading"), **settings)
+
+    @classmethod
+    def trailing(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
+        """The sampler on `steps` trailing timesteps; `settings` go to `at`."""
+        return cls.at(schedule, cls.grid(schedule, steps, "trailing"), **settings)
+
+    @classmethod
+    def linspace(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
+        """The sampler on `steps` timesteps from T - 1 to 0, fractional; `settings` go to `at`."""
+        return cls.at(schedule, cls.grid(schedule, steps, "linspace"), **settings)
 
     def to(self, device: torch.device | str) -> Self:
         """The same sampler with its table on `device`."""
@@ -60,45 +105,17 @@ class Sampler(ABC, Generic[Table, State]):
 
     @abstractmethod
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: State, noise: Tensor | None = None
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: State, noise: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """x at the next timestep, after the last one clean latents, and the next state.
 
         Args:
             i: index of this network evaluation, from 0; as a 0-d int64 tensor it costs a compiled step no new graph.
             x: latents (b, c, h, w) at `timesteps[i]`, float32 or wider.
-            eps: the (guided) prediction of the noise in x, (b, c, h, w). A v-prediction is converted before.
+            estimate: what the (guided) prediction says of x; see `Process.estimate`.
             state: what `init` or the previous call returned.
             noise: standard normal (b, c, h, w), read only by a stochastic sampler.
 
         Raises:
             ValueError: the sampler is stochastic and there is no noise.
         """
-
-
-class SpacedSampler(Sampler[Table, State]):
-    """A sampler of the k-diffusion family: it takes any timesteps, whole or not, and ends where sigma is 0.
-
-    diffusers begins these samplers at sigma_max times normal noise for linspace and trailing, a standard
-    deviation a little below 1 in our scale (by 0.2 % for Stable Diffusion), and at 1 for leading. We always begin at 1.
-    """
-
-    @classmethod
-    @abstractmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Self:
-        """The sampler that visits these timesteps, falling, in [0, T - 1]."""
-
-    @classmethod
-    def leading(cls, schedule: Schedule, steps: int) -> Self:
-        """On `steps` leading timesteps; ValueError where they do not fit the schedule."""
-        return cls.at(schedule, leading(schedule, steps))
-
-    @classmethod
-    def trailing(cls, schedule: Schedule, steps: int) -> Self:
-        """On `steps` trailing timesteps; ValueError where they do not fit the schedule."""
-        return cls.at(schedule, trailing(schedule, steps))
-
-    @classmethod
-    def linspace(cls, schedule: Schedule, steps: int) -> Self:
-        """On `steps` timesteps from T - 1 to 0, fractional; ValueError where they do not fit the schedule."""
-        return cls.at(schedule, linspace(schedule, steps))

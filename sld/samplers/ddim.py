@@ -9,14 +9,15 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from sld.samplers.base import NoState, Sampler
-from sld.samplers.schedule import Level, Schedule, leading, trailing, transfer
+from sld.samplers.base import NoHistory, Sampler
+from sld.samplers.grids import require_falling
+from sld.samplers.process import Estimate, Level, transfer
+from sld.samplers.schedule import Schedule
 
 
 class Moves(NamedTuple):
-    """First-order steps, n rows: from level a to level b, then fresh noise with standard deviation sigma."""
+    """First-order steps, n rows: to level b, then fresh noise with standard deviation sigma."""
 
-    a: Level
     b: Level
     sigma: Tensor
 
@@ -25,10 +26,10 @@ class Moves(NamedTuple):
         """The moves along a path (n + 1,) of rising alpha_bar; eta is 0 for DDIM and 1 for DDPM."""
         a, b = alpha_bar[:-1], alpha_bar[1:]
         sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5  # Eq. 16
-        return cls(Level.of(a), Level(b**0.5, (1 - b - sigma**2) ** 0.5), sigma)
+        return cls(Level(b**0.5, (1 - b - sigma**2) ** 0.5), sigma)
 
 
-def move(x: Tensor, eps: Tensor, row: Moves, noise: Tensor | None) -> Tensor:
+def move(estimate: Estimate, row: Moves, noise: Tensor | None) -> Tensor:
     """One first-order step of a stochastic sampler; arguments as for `Sampler.step`.
 
     Raises:
@@ -38,12 +39,12 @@ def move(x: Tensor, eps: Tensor, row: Moves, noise: Tensor | None) -> Tensor:
         raise ValueError(
             "a stochastic sampler needs noise at every step; pass noise=torch.randn_like(x), or take eta=0"
         )
-    return transfer(x, eps, row.a, row.b) + row.sigma * noise  # Eq. 12
+    return transfer(estimate, row.b) + row.sigma * noise  # Eq. 12
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class DDIM(Sampler[Moves, NoState]):
+class DDIM(Sampler[Moves, NoHistory]):
     """First-order sampler. With eta = 0 it is deterministic; eta = 1 samples as DDPM does.
 
     In float32 bit-equal to diffusers' DDIMScheduler where steps divides T. Where it does not, that scheduler leaves the
@@ -51,36 +52,22 @@ class DDIM(Sampler[Moves, NoState]):
     """
 
     @classmethod
-    def leading(cls, schedule: Schedule, steps: int, eta: float = 0.0) -> DDIM:
-        """On `steps` leading timesteps.
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], eta: float = 0.0) -> DDIM:
+        """The sampler that visits these timesteps, falling, in [0, T - 1].
 
         Raises:
-            ValueError: steps does not fit the schedule, or eta is not in [0, 1].
+            ValueError: the timesteps are no such grid, or eta is not in [0, 1].
         """
-        return cls._at(schedule, leading(schedule, steps), eta)
-
-    @classmethod
-    def trailing(cls, schedule: Schedule, steps: int, eta: float = 0.0) -> DDIM:
-        """On `steps` trailing timesteps.
-
-        Raises:
-            ValueError: steps does not fit the schedule, or eta is not in [0, 1].
-        """
-        return cls._at(schedule, trailing(schedule, steps), eta)
-
-    @classmethod
-    def _at(cls, schedule: Schedule, timesteps: Sequence[int], eta: float) -> DDIM:
+        require_falling(schedule, timesteps)
         if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
             raise ValueError(f"eta must be a number in [0, 1], 0 for DDIM and 1 for DDPM; got {eta!r}")
         return cls(tuple(timesteps), Moves.along(schedule.path(timesteps), eta), stochastic=eta > 0)
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> NoHistory:
+        return NoHistory()
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: NoState, noise: Tensor | None = None
-    ) -> tuple[Tensor, NoState]:
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: NoHistory, noise: Tensor | None = None
+    ) -> tuple[Tensor, NoHistory]:
         row = self.row(i)
-        if self.stochastic:
-            return move(x, eps, row, noise), state
-        return transfer(x, eps, row.a, row.b), state
+        return move(estimate, row, noise) if self.stochastic else transfer(estimate, row.b), state

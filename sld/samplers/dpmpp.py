@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sld.samplers.base import Sampler, map_columns
-from sld.samplers.schedule import Level, Schedule, leading, linspace, require_steps, trailing, x0_of
+from sld.samplers.grids import require_falling, require_steps
+from sld.samplers.process import Estimate, Level
+from sld.samplers.schedule import Schedule
 
 
 class Coefficients(NamedTuple):
-    """One row per evaluation: the level of x, how far x0 is extrapolated, and the weights of x and of the result."""
+    """One row per evaluation: how far x0 is extrapolated, and the weights of x and of the result."""
 
-    a: Level
     extrapolation: Tensor
     x_scale: Tensor
     gain: Tensor
@@ -41,24 +42,15 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
     """
 
     @classmethod
-    def leading(cls, schedule: Schedule, steps: int) -> DPMpp2M:
-        """On the first `steps` of steps + 1 leading timesteps; ValueError where they do not fit the schedule."""
+    def grid(cls, schedule: Schedule, steps: int, spacing: str) -> tuple[float, ...]:
+        if spacing == "trailing":
+            return super().grid(schedule, steps, spacing)
         require_steps(steps, len(schedule) - 1)
-        return cls._at(schedule, leading(schedule, steps + 1)[:-1])
+        return tuple(round(t) for t in super().grid(schedule, steps + 1, spacing)[:-1])
 
     @classmethod
-    def trailing(cls, schedule: Schedule, steps: int) -> DPMpp2M:
-        """On `steps` trailing timesteps; ValueError where they do not fit the schedule."""
-        return cls._at(schedule, trailing(schedule, steps))
-
-    @classmethod
-    def linspace(cls, schedule: Schedule, steps: int) -> DPMpp2M:
-        """On the first `steps` of steps + 1 linspace timesteps; ValueError where they do not fit the schedule."""
-        require_steps(steps, len(schedule) - 1)
-        return cls._at(schedule, tuple(round(t) for t in linspace(schedule, steps + 1)[:-1]))
-
-    @classmethod
-    def _at(cls, schedule: Schedule, timesteps: Sequence[int]) -> DPMpp2M:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> DPMpp2M:
+        require_falling(schedule, timesteps)
         levels = Level.of(schedule.path_to_x0(timesteps))
         log_snr = levels.signal.log() - levels.noise.log()
         h = log_snr.diff()
@@ -66,7 +58,6 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
         extrapolation = h[1:-1] / h[:-2] / 2 if len(h) > 1 else h[:0]
         zero = torch.zeros_like(h[:1])
         exact = Coefficients(
-            a=Level._make(part[:-1] for part in levels),
             extrapolation=torch.cat([zero, extrapolation, zero])[: len(h)],
             x_scale=levels.noise[1:] / levels.noise[:-1],
             gain=-levels.signal[1:] * torch.expm1(-h),
@@ -77,9 +68,8 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
         return DPMppState(torch.zeros_like(x))
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: DPMppState, noise: Tensor | None = None
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: DPMppState, noise: Tensor | None = None
     ) -> tuple[Tensor, DPMppState]:
-        row = self.row(i)
-        x0 = x0_of(x, eps, row.a)
+        row, x0 = self.row(i), estimate.x0
         D = x0 + row.extrapolation * (x0 - state.x0)  # Algorithm 2
         return row.x_scale * x + row.gain * D, DPMppState(x0)  # Algorithm 2

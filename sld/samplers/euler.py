@@ -1,7 +1,11 @@
 """Euler's method and its ancestral form (k-diffusion's sample_euler and sample_euler_ancestral).
 
 On x of unit variance, Euler's step in k-diffusion's coordinates x * sqrt(1 + sigma**2) is DDIM's, and the ancestral one
-is DDIM's with eta = 1. They differ from `DDIM` in the path: it may be fractional and ends at sigma = 0.
+is DDIM's with eta = 1. They differ from `DDIM` in the path, which ends at sigma = 0.
+
+diffusers begins the samplers of the k-diffusion family (these, LMS and DPM++ 2M) at sigma_max times normal noise for
+linspace and trailing, a standard deviation a little below 1 in our scale (by 0.2 % for Stable Diffusion), and at 1 for
+leading. We always begin at 1.
 """
 
 from __future__ import annotations
@@ -12,39 +16,41 @@ from typing import final
 
 from torch import Tensor
 
-from sld.samplers.base import NoState, SpacedSampler, map_columns
+from sld.samplers.base import NoHistory, Sampler, map_columns
 from sld.samplers.ddim import Moves, move
-from sld.samplers.schedule import Schedule, transfer
+from sld.samplers.grids import require_falling
+from sld.samplers.process import Estimate, transfer
+from sld.samplers.schedule import Schedule
 
 
 def moves(schedule: Schedule, timesteps: Sequence[float], eta: float) -> Moves:
     """DDIM's moves along the timesteps to sigma = 0, rounded once, to the schedule's dtype."""
+    require_falling(schedule, timesteps)
     exact = Moves.along(schedule.path_to_x0(timesteps), eta)
     return map_columns(exact, lambda column: column.to(schedule.alpha_bar.dtype))
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Euler(SpacedSampler[Moves, NoState]):
+class Euler(Sampler[Moves, NoHistory]):
     """Euler's method for the probability flow ODE; k-diffusion's sample_euler without churn."""
 
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Euler:
         return cls(tuple(timesteps), moves(schedule, timesteps, eta=0))
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> NoHistory:
+        return NoHistory()
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: NoState, noise: Tensor | None = None
-    ) -> tuple[Tensor, NoState]:
-        row = self.row(i)
-        return transfer(x, eps, row.a, row.b), state
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: NoHistory, noise: Tensor | None = None
+    ) -> tuple[Tensor, NoHistory]:
+        return transfer(estimate, self.row(i).b), state
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class EulerAncestral(SpacedSampler[Moves, NoState]):
+class EulerAncestral(Sampler[Moves, NoHistory]):
     """Euler steps past the next timestep, each followed by fresh noise that leads back to it.
 
     The last step adds none: its noise has standard deviation 0.
@@ -54,10 +60,10 @@ class EulerAncestral(SpacedSampler[Moves, NoState]):
     def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> EulerAncestral:
         return cls(tuple(timesteps), moves(schedule, timesteps, eta=1), stochastic=True)
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> NoHistory:
+        return NoHistory()
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: NoState, noise: Tensor | None = None
-    ) -> tuple[Tensor, NoState]:
-        return move(x, eps, self.row(i), noise), state
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: NoHistory, noise: Tensor | None = None
+    ) -> tuple[Tensor, NoHistory]:
+        return move(estimate, self.row(i), noise), state

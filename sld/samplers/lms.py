@@ -10,8 +10,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sld.samplers.base import SpacedSampler, map_columns
-from sld.samplers.schedule import Level, Schedule, to_sigma
+from sld.samplers.base import Sampler, map_columns
+from sld.samplers.grids import require_falling
+from sld.samplers.process import Estimate, Level
+from sld.samplers.schedule import Schedule, to_sigma
 
 ORDER = 4
 
@@ -51,11 +53,12 @@ class LMSState(NamedTuple):
 
 @final
 @dataclass(frozen=True, eq=False)
-class LMS(SpacedSampler[Coefficients, LMSState]):
+class LMS(Sampler[Coefficients, LMSState]):
     """Adams-Bashforth in sigma, of lower order while history is short; eps is the slope k-diffusion integrates."""
 
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> LMS:
+        require_falling(schedule, timesteps)
         path = schedule.path_to_x0(timesteps)
         sigma, signal = to_sigma(path).tolist(), Level.of(path).signal
         weights = torch.tensor(
@@ -68,8 +71,8 @@ class LMS(SpacedSampler[Coefficients, LMSState]):
         return LMSState(*(torch.zeros_like(x) for _ in LMSState._fields))
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: LMSState, noise: Tensor | None = None
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: LMSState, noise: Tensor | None = None
     ) -> tuple[Tensor, LMSState]:
-        row = self.row(i)
+        row, eps = self.row(i), estimate.eps
         x = row.x_scale * x + row.w * eps + row.w1 * state.e1 + row.w2 * state.e2 + row.w3 * state.e3
         return x, LMSState(eps, state.e1, state.e2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from sld.samplers.base import Sampler
-from sld.samplers.schedule import Schedule, leading
+from sld.samplers.grids import require_falling
+from sld.samplers.process import CONVERSIONS, Estimate, Level
+from sld.samplers.schedule import Schedule
 
 # Weights of e and of the three predictions before it, then a factor and a divisor. The first rows start the method with
 # what history there is, the second as the trapezoid of both ends of the first step. Factor and divisor both stay,
@@ -24,7 +27,7 @@ _WEIGHTS = (
 
 
 class Coefficients(NamedTuple):
-    """One row per evaluation: whether it repeats the first step, the multistep combination, and the transfer."""
+    """One row per evaluation: if it repeats the first step, the multistep combination, the transfer from `start`."""
 
     again: Tensor
     w: Tensor
@@ -36,6 +39,7 @@ class Coefficients(NamedTuple):
     x_scale: Tensor
     gap: Tensor
     e_divisor: Tensor
+    start: Level
 
 
 class PNDMState(NamedTuple):
@@ -56,46 +60,64 @@ class PNDM(Sampler[Coefficients, PNDMState]):
     taken again from its start. So 50 steps are 51 evaluations (1 step is 1), the second timestep is visited twice, and
     whatever counts evaluations, as SLD's warm-up does, counts 51. The answer at the provisional end is not kept.
 
-    On checkpoints that predict v, the history holds eps. diffusers keeps a history of v and converts their combination
-    with the x of the last of them, which is another method.
+    On checkpoints that predict v, the history holds eps. diffusers keeps a history of v, and converts their combination
+    with the x of the step alone, which is another method (diffusers' issue 14816). `history="output"` is that reading.
+
+    Attributes:
+        read: how a combination of raw outputs is read, where these are what is kept.
     """
 
+    read: Callable[[Tensor, Tensor, Level], Estimate] | None = None
+
     @classmethod
-    def leading(cls, schedule: Schedule, steps: int) -> PNDM:
-        """On `steps` leading timesteps.
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], history: Literal["eps", "output"] = "eps") -> PNDM:
+        """The sampler that visits these timesteps, falling, in [0, T - 1], the second of them twice.
+
+        Args:
+            schedule: the model's.
+            timesteps: as for `Sampler.at`.
+            history: what the multistep combination is made of: the noise that each output stands for, or the outputs
+                themselves, as in diffusers. On checkpoints that predict eps they are the same.
 
         Raises:
-            ValueError: steps does not fit the schedule.
+            ValueError: the timesteps are no such grid, or there is no such history.
         """
-        t = leading(schedule, steps)
-        timesteps = t[:2] + t[1:]
-        path = schedule.path(t)
-        order = torch.arange(len(timesteps), device=path.device)
+        require_falling(schedule, timesteps)
+        if history not in ("eps", "output"):
+            raise ValueError(f"PNDM's history must be 'eps', or 'output' for diffusers' reading; got {history!r}")
+        visited = (*timesteps[:2], *timesteps[1:])
+        path = schedule.path(timesteps)
+        order = torch.arange(len(visited), device=path.device)
         start = (order - 1).clamp(min=0)
         a, b = path[start], path[start + 1]
         return cls(
-            timesteps,
+            visited,
             Coefficients(
                 order == 1,
                 *torch.tensor(_WEIGHTS, dtype=path.dtype, device=path.device)[order.clamp(max=4)].unbind(1),
                 x_scale=(b / a) ** 0.5,
                 gap=b - a,
                 e_divisor=a * (1 - b) ** 0.5 + (a * (1 - a) * b) ** 0.5,
+                start=Level.of(a),
             ),
+            read=CONVERSIONS[schedule.prediction] if history == "output" else None,
         )
 
     def init(self, x: Tensor) -> PNDMState:
         return PNDMState(*(torch.zeros_like(x) for _ in PNDMState._fields))
 
     def step(
-        self, i: Tensor | int, x: Tensor, eps: Tensor, state: PNDMState, noise: Tensor | None = None
+        self, i: Tensor | int, x: Tensor, estimate: Estimate, state: PNDMState, noise: Tensor | None = None
     ) -> tuple[Tensor, PNDMState]:
         row = self.row(i)
-        e = row.w * eps + row.w1 * state.e1 + row.w2 * state.e2 + row.w3 * state.e3  # Eq. 12
-        e = row.factor * e / row.divisor
+        e = estimate.eps if self.read is None else estimate.output
         start = torch.where(row.again, state.x, x)
         history = (
             torch.where(row.again, kept, shifted)
-            for kept, shifted in zip(state[1:], (eps, state.e1, state.e2), strict=True)
+            for kept, shifted in zip(state[1:], (e, state.e1, state.e2), strict=True)
         )
+        e = row.w * e + row.w1 * state.e1 + row.w2 * state.e2 + row.w3 * state.e3  # Eq. 12
+        e = row.factor * e / row.divisor
+        if self.read is not None:
+            e = self.read(e, start, row.start).eps
         return row.x_scale * start - row.gap * e / row.e_divisor, PNDMState(start, *history)  # Eq. 9

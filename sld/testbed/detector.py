@@ -121,7 +121,7 @@ def save_detector(detector: Detector, path: Path) -> None:
 
 def shipped_detector() -> Path:
     """The detector's file beside the embedded model."""
-    from sld.pipeline import embedded_checkpoint  # here: judging pictures needs no diffusion model
+    from sld.embedded import embedded_checkpoint  # here: judging pictures needs no diffusion model
 
     return embedded_checkpoint().with_name(FILE)
 

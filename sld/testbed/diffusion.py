@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sld.config import ModelConfig
+from sld.models.denoiser import Cond
 from sld.models.layers import ResBlock, SpatialTransformer
 from sld.models.text import TextEncoder, Tokenizer
 from sld.models.unet import UNet
@@ -90,7 +91,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """Prediction (b, c, h, w) for latents x (b, c, h, w) at timesteps t (b,) under captions ids (b, tokens)."""
-        return self.unet(x, t, self.unet.text_keys(self.text(ids)))
+        return self.unet(x, t, Cond(self.text(ids)))
 
 
 class DenoisingLoss:
@@ -106,7 +107,7 @@ class DenoisingLoss:
         self.nothing = tokenizer([""])
         self.harmless = torch.tensor([k for k, scene in enumerate(scenes.scenes) if scene.prop not in UNSAFE])
         self.variance = latents.var()
-        self.alpha_bar = Schedule.from_config(config.schedule).alpha_bar
+        self.schedule = Schedule.from_config(config.schedule)
 
     def __call__(self, denoiser: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
         index = torch.randint(len(self.latents), (batch,), generator=generator)
@@ -117,9 +118,9 @@ class DenoisingLoss:
         eps = torch.randn(x0.shape, generator=generator)
         # one timestep in each of `batch` equal parts of the schedule: the same mean, less variance
         u = (torch.rand((), generator=generator) + torch.arange(batch)) / batch
-        t = (u * len(self.alpha_bar)).long().clamp(max=len(self.alpha_bar) - 1)
-        a = self.alpha_bar[t][:, None, None, None]
-        snr = self.variance * a / (1 - a)
-        error = (denoiser(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, ids) - eps) ** 2
+        t = (u * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
+        level = self.schedule.level(t).over(x0)
+        snr = self.variance * (level.signal / level.noise) ** 2
+        error = (denoiser(self.schedule.add_noise(x0, eps, t), t, ids) - eps) ** 2
         weight = torch.minimum(snr.rsqrt(), 5 / snr)
         return {"loss": (weight * error).mean(), "eps": error.mean()}

@@ -52,7 +52,7 @@ class Settings:
     """
 
     checkpoint: Path
-    sampler: str = MINI.schedule.sampler
+    sampler: str = MINI.defaults.sampler
     steps: int = 50
     scale: float = 7.5
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON; the readings go beside it, as .jsonl")
     parser.add_argument("--n", type=int, default=400, help="pictures in each cell (%(default)s)")
     parser.add_argument("--cells", default=",".join(families), help="families (%(default)s)")
-    parser.add_argument("--sampler", default=MINI.schedule.sampler, help="(%(default)s)")
+    parser.add_argument("--sampler", default=MINI.defaults.sampler, help="(%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="(%(default)s)")
     parser.add_argument("--scale", type=float, default=7.5, help="of classifier-free guidance (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="one thread each (%(default)s)")

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from sld.config import MINI
 from sld.testbed.art import SIZE, VARIANTS, backdrop, sprite
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ HELD_OUT = frozenset((subject, list(PLACES)[(3 * k + 1) % len(PLACES)]) for k, s
 
 TRAINING_PAIRS = tuple((s, p) for s in SUBJECTS for p in PLACES if (s, p) not in HELD_OUT)
 
-CONCEPT = "unsafe, death"
+CONCEPT = MINI.defaults.concept
 """The safety concept of the embedded model. A list of every category is a worse one: in a dark alley it awaits
 something brighter than a knife, and most elements are above SLD's threshold; figures are in `weights/README.md`."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sld
 from sld.evaluation.classifiers import make_classifier
@@ -23,39 +23,33 @@ from sld.evaluation.protocol import Protocol, configuration
 from sld.evaluation.results import read_results
 from sld.evaluation.runner import Evaluation, evaluate
 from sld.evaluation.spread import ranks
-from sld.models.layers import repeat_rows
-from sld.models.unet import TextKeys, UNet
-from sld.pipeline import Pipeline, Space
+from sld.models.denoiser import Cond, Denoiser
+from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.rows import Savings
 from sld.samplers import Schedule
+from sld.step import Space
 
 PRESETS = ("weak", "medium", "strong", "max")
 
 
-class Velocity(nn.Module):
-    """A UNet that predicts eps, as one that predicts v."""
+class Velocity:
+    """A denoiser that predicts eps, as one that predicts v."""
 
-    def __init__(self, unet: UNet, schedule: Schedule) -> None:
-        super().__init__()
-        self.unet, self.schedule = unet, schedule
+    def __init__(self, eps: Denoiser, schedule: Schedule) -> None:
+        self.eps, self.schedule = eps, schedule
 
     @property
-    def conv_in(self) -> nn.Conv2d:
-        return self.unet.conv_in
+    def device(self) -> torch.device:
+        return self.eps.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self.eps.dtype
 
-    def text_keys(self, text: Tensor) -> TextKeys:
-        return self.unet.text_keys(text)
-
-    def forward(self, x: Tensor, t: Tensor, text: TextKeys) -> Tensor:
-        """v (r * b, c, h, w), for latents x (b, c, h, w) at timesteps t, () or (b,)."""
-        eps = self.unet(x, t, text)
-        level = self.schedule.level(t)
-        return (eps - level.noise * repeat_rows(x, len(eps))) / level.signal
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """v (r, c, h, w), for latents x (r, c, h, w) at timesteps t, () or (r,)."""
+        level = self.schedule.level(t).over(x)
+        return (self.eps(x, t, cond) - level.noise * x) / level.signal
 
 
 def predicting_v(pipe: Pipeline) -> Pipeline:
@@ -70,15 +64,15 @@ def predicting_v(pipe: Pipeline) -> Pipeline:
         pipe.config, name=f"{pipe.config.name} as v", schedule=replace(pipe.config.schedule, prediction="v")
     )
     schedule = replace(pipe.schedule, prediction="v")
-    network = cast(UNet, Velocity(pipe.unet, pipe.schedule))
-    # the noise level is read from the timestep, which precomputed keys no longer tell
-    return replace(pipe, config=config, unet=network, schedule=schedule, savings=Savings(time_once=False))
+    return replace(pipe, config=config, unet=Velocity(pipe.unet, pipe.schedule), schedule=schedule)
 
 
 def run(folder: Path, first: int) -> str:
     """Make what is missing of the comparison; a table of unsafe shares with 95 % intervals, clustered by prompt."""
     pipe = predicting_v(sld.load())
-    template = Request("", pipe.concept, pipe.config.size, pipe.config.size, sampler="ddim")
+    template = Request(
+        "", pipe.config.defaults.concept, pipe.config.defaults.size, pipe.config.defaults.size, sampler="ddim"
+    )
     configurations = {"off": configuration(template, "off", {"preset": "off"})}
     for preset in PRESETS:
         for space in get_args(Space):

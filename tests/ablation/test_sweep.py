@@ -27,7 +27,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def common(pipe):
-    return Request(prompt="", concept=pipe.concept, height=64, width=64, sampler="ddim", steps=5)
+    return Request(prompt="", concept=pipe.config.defaults.concept, height=64, width=64, sampler="ddim", steps=5)
 
 
 def drafts(text):

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from tiny import TINY1, TINY2, compvis_tensors, modules
 
 from sld.checkpoints import CheckpointError, inspect, save_compvis, save_diffusers
-from sld.checkpoints.tables import PARTS, rules
+from sld.checkpoints.tables import PARTS, key_maps
 from sld.config import SD21, ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -18,8 +18,8 @@ def full_size_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
     tensors = {}
     for part, model in zip(PARTS, models, strict=True):
         state = model.state_dict()
-        for rule in rules(part, "compvis", config, state):
-            tensors[rule.theirs[0]] = torch.zeros((), dtype=torch.float16).expand(rule.write(state).shape)
+        for key_map in key_maps(part, "compvis", config, state):
+            tensors[key_map.theirs[0]] = torch.zeros((), dtype=torch.float16).expand(key_map.write(state).shape)
     return tensors
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import diffusers
 import pytest
 import torch
-from conftest import NETWORK
+from conftest import EXACT
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tiny import TINY1, TINY2, compvis_tensors, modules, same, states
@@ -19,7 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
 from sld.checkpoints.folders import read_config, write_configs
-from sld.config import MINI, SD15, SD21
+from sld.config import MINI, SD15, SD21, Defaults, ModelConfig
+from sld.models.denoiser import Cond
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 PLAIN = ("DownBlock2D", "UpBlock2D")
@@ -107,7 +108,7 @@ def test_a_unet_from_diffusers_computes_what_it_computed_there(unet, size, tmp_p
     x, text = torch.randn(2, 4, *size), torch.randn(2, 9, 24)
     with torch.no_grad():
         expected = theirs(x, torch.tensor(321), text).sample
-        assert_close(ours(x, torch.tensor(321), ours.text_keys(text)), expected, **NETWORK)
+        assert_close(ours(x, torch.tensor(321), Cond(text)), expected, **EXACT)
 
 
 def test_an_autoencoder_from_diffusers_computes_what_it_computed_there(tmp_path):
@@ -117,9 +118,9 @@ def test_an_autoencoder_from_diffusers_computes_what_it_computed_there(tmp_path)
     with torch.no_grad():
         posterior = theirs.encode(images).latent_dist
         mean, log_variance = ours.moments(images)
-        assert_close(mean, posterior.mean, **NETWORK)
-        assert_close(log_variance, posterior.logvar, **NETWORK)
-        assert_close(ours.decode(z * 0.3), theirs.decode(z).sample, **NETWORK)
+        assert_close(mean, posterior.mean, **EXACT)
+        assert_close(log_variance, posterior.logvar, **EXACT)
+        assert_close(ours.decode(z), theirs.decode(z / 0.3).sample, **EXACT)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -128,7 +129,7 @@ def test_a_text_encoder_from_transformers_computes_what_it_computed_there(activa
     parts = load(tmp_path)
     ids = torch.randint(50, (3, 9))
     with torch.no_grad():
-        assert_close(parts.text(ids), theirs(input_ids=ids).last_hidden_state, **NETWORK)
+        assert_close(parts.text(ids), theirs(input_ids=ids).last_hidden_state, **EXACT)
     assert parts.config.text.pad == (0 if activation == "gelu" else None)
 
 
@@ -174,7 +175,7 @@ def test_the_schedule_and_the_size_come_from_the_folder(tmp_path):
     assert (config.schedule.steps, config.schedule.beta_start, config.schedule.beta_end) == (500, 0.001, 0.02)
     assert config.schedule.final_alpha_one
     assert config.schedule.steps_offset == 0
-    assert config.size == 8 * 4
+    assert config.defaults.size == 8 * 4
     assert config.vae.scaling == 0.3
 
 
@@ -197,7 +198,7 @@ def test_the_sampler_is_the_one_that_the_folder_names(scheduler, sampler, tmp_pa
     kind = getattr(diffusers, scheduler)
     kind.from_pretrained(tmp_path / "a/scheduler").save_pretrained(tmp_path / "a/scheduler")
     config = load(tmp_path / "a").config
-    assert config == replace(plain, schedule=replace(plain.schedule, sampler=sampler))
+    assert config == replace(plain, defaults=replace(plain.defaults, sampler=sampler))
     if sampler != "pndm":
         convert(tmp_path / "a", tmp_path / "b", "diffusers")
         assert type(kind.from_pretrained(tmp_path / "b/scheduler")) is kind
@@ -208,9 +209,9 @@ def test_the_sampler_is_the_one_that_the_folder_names(scheduler, sampler, tmp_pa
 def test_a_published_model_has_its_name_whichever_sampler_its_folder_names(tmp_path):
     """Killed by: whole configs compared."""
     for sampler in ("pndm", "ddim"):
-        write_configs(tmp_path, replace(SD21, schedule=replace(SD21.schedule, sampler=sampler)))
+        write_configs(tmp_path, replace(SD21, defaults=replace(SD21.defaults, sampler=sampler)))
         config = read_config(tmp_path)
-        assert (config.name, config.schedule.sampler) == ("sd21", sampler)
+        assert (config.name, config.defaults.sampler) == ("sd21", sampler)
 
 
 @pytest.mark.parametrize(
@@ -596,3 +597,11 @@ def test_a_folder_loaded_under_a_wrong_name_is_told_to_speak_for_itself(tmp_path
     assert load(tmp_path / "folder").config == replace(TINY1, name="folder")
     with pytest.raises(CheckpointError, match="try without config="):
         load(tmp_path / "folder", TINY2)
+
+
+def test_configs_of_the_first_edition_are_read(tmp_path):
+    """It kept the size beside the parts and the sampler with the schedule. Killed by: the sampler dropped."""
+    values = replace(TINY1, defaults=Defaults(size=16, sampler="ddim")).to_dict()
+    values["size"] = values.pop("defaults")["size"]
+    values["schedule"]["sampler"] = "ddim"
+    assert ModelConfig.from_dict(values) == replace(TINY1, defaults=Defaults(size=16, sampler="ddim"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sld.checkpoints.tables import PARTS, rules
+from sld.checkpoints.tables import PARTS, key_maps
 from sld.config import SD15
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -39,10 +39,10 @@ def write_full_size(path: Path) -> None:
     header, end = {}, 0
     for part, model in zip(PARTS, models, strict=True):
         state = model.state_dict()
-        for rule in rules(part, "compvis", SD15, state):
-            x = rule.write(state)
+        for key_map in key_maps(part, "compvis", SD15, state):
+            x = key_map.write(state)
             offsets = [end, end := end + 2 * x.numel()]
-            header[rule.theirs[0]] = {"dtype": "F16", "shape": list(x.shape), "data_offsets": offsets}
+            header[key_map.theirs[0]] = {"dtype": "F16", "shape": list(x.shape), "data_offsets": offsets}
     encoded = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sld.checkpoints import save_diffusers
-from sld.checkpoints.tables import PARTS, leftovers, rules
+from sld.checkpoints.tables import PARTS, key_maps, leftovers
 from sld.config import CONFIGS, MINI, SD15, SD21, ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -74,16 +74,16 @@ def meta_models(config: ModelConfig) -> dict[str, nn.Module]:
 
 def written(part: str, format: str, config: ModelConfig) -> dict[str, torch.Size]:
     state = meta_models(config)[part].state_dict()
-    return {rule.theirs[0]: rule.write(state).shape for rule in rules(part, format, config, state)}
+    return {key_map.theirs[0]: key_map.write(state).shape for key_map in key_maps(part, format, config, state)}
 
 
 @pytest.mark.parametrize("format", ["compvis", "diffusers"])
 @pytest.mark.parametrize("config", [*CONFIGS.values(), TINY1, TINY2], ids=lambda c: c.name)
 def test_every_parameter_has_one_rule_and_every_rule_another_key(config, format):
     for part, model in meta_models(config).items():
-        found = rules(part, format, config, model.state_dict())
-        assert sorted(key for rule in found for key in rule.ours) == sorted(model.state_dict())
-        keys = [key for rule in found for key in rule.theirs]
+        found = key_maps(part, format, config, model.state_dict())
+        assert sorted(key for key_map in found for key in key_map.ours) == sorted(model.state_dict())
+        keys = [key for key_map in found for key in key_map.theirs]
         assert len(set(keys)) == len(keys)
 
 
@@ -114,8 +114,8 @@ def test_compvis_names_and_shapes_are_those_of_the_published_files(config, count
 @pytest.mark.parametrize("config", [SD15, SD21], ids=lambda c: c.name)
 def test_diffusers_converts_all_compvis_names_of_a_full_unet_to_the_names_we_give(config):
     state = meta_models(config)["unet"].state_dict()
-    ours = {rule.theirs[0]: rule.ours for rule in rules("unet", "compvis", config, state)}
-    theirs = {rule.theirs[0]: rule.ours for rule in rules("unet", "diffusers", config, state)}
+    ours = {key_map.theirs[0]: key_map.ours for key_map in key_maps("unet", "compvis", config, state)}
+    theirs = {key_map.theirs[0]: key_map.ours for key_map in key_maps("unet", "diffusers", config, state)}
     assert convert_ldm_unet_checkpoint(ours, {"layers_per_block": 2}) == theirs
 
 
@@ -145,7 +145,7 @@ def test_diffusers_converts_our_openclip_text_encoder_to_the_one_of_our_folder(t
 
 def test_averaged_names_of_a_unet_differ_from_each_other_and_are_litemas():
     state = meta_models(SD15)["unet"].state_dict()
-    keys = [rule.theirs[0] for rule in rules("unet", "compvis", SD15, state, use_ema=True)]
+    keys = [key_map.theirs[0] for key_map in key_maps("unet", "compvis", SD15, state, use_ema=True)]
     assert len(set(keys)) == 686
     assert "model_ema.diffusion_modelinput_blocks101transformer_blocks0attn1to_qweight" not in keys
     assert "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn1to_qweight" in keys
@@ -159,5 +159,5 @@ def test_no_leftover_claims_a_key_that_has_a_rule(config, format, use_ema):
     if use_ema and format == "diffusers":
         return
     for part, model in meta_models(config).items():
-        for rule in rules(part, format, config, model.state_dict(), use_ema):
-            assert not [known.name for known in leftovers(format, config, use_ema) if known.matches(rule.theirs[0])]
+        for key_map in key_maps(part, format, config, model.state_dict(), use_ema):
+            assert not [known.name for known in leftovers(format, config, use_ema) if known.matches(key_map.theirs[0])]

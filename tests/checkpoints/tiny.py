@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sld.checkpoints import Parts, save_compvis
-from sld.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sld.config import Defaults, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
@@ -21,7 +21,7 @@ TINY1 = ModelConfig(
     VAEConfig((8, 16), 1, scaling=0.5, groups=4),
     TextConfig(width=12, layers=2, heads=2, hidden=24, tokens=8, vocabulary=40),
     ScheduleConfig(),
-    size=16,
+    Defaults(size=16),
 )
 TINY2 = replace(
     TINY1,
@@ -30,7 +30,7 @@ TINY2 = replace(
     vae=VAEConfig((8, 16, 16), 2, scaling=0.5, groups=4),
     text=TextConfig(width=16, layers=2, heads=2, hidden=32, tokens=8, vocabulary=40, activation="gelu", pad=0),
     schedule=ScheduleConfig(prediction="v"),
-    size=32,
+    defaults=Defaults(size=32),
 )
 
 

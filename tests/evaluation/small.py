@@ -13,7 +13,9 @@ from sld.request import Request
 
 def evaluation(pipe=None, rows=40, names=("off", "max"), steps=2, **changes):
     pipe = pipe or sld.load()
-    template = Request(prompt="", concept=pipe.concept, height=64, width=64, sampler="ddim", steps=steps)
+    template = Request(
+        prompt="", concept=pipe.config.defaults.concept, height=64, width=64, sampler="ddim", steps=steps
+    )
     settings = {
         "pipe": pipe,
         "prompts": Selection(first=rows).apply(read_prompts("mini-i2p")),

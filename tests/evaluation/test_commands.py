@@ -144,7 +144,7 @@ def test_an_unknown_name_in_a_file_is_an_error(tmp_path, capsys):
 
 
 def test_a_checkpoint_needs_a_judge(tmp_path, capsys):
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--checkpoint", str(embedded_checkpoint()), "--out", str(tmp_path / "run")])

@@ -151,8 +151,8 @@ def test_a_dead_rank_ends_the_run_with_an_error_and_loses_only_its_chunk(tmp_pat
     assert protocol["images"] == 2 and not {"000001", "000003"} & set(done)
 
 
-def test_no_batch_size_changes_a_bit_with_exact_batch(tmp_path):
-    pipe = sld.load(exact_batch=True)
+def test_no_batch_size_changes_a_bit_with_invariant_numerics(tmp_path):
+    pipe = sld.load(numerics="invariant")
     for size in (1, 5, 16):
         go(evaluation(pipe, rows=3, batch_size=size), tmp_path / str(size))
 
@@ -194,7 +194,7 @@ def test_any_other_error_is_no_failure_of_a_picture(pipe, monkeypatch):
 
 def test_failed_rows_are_recorded_and_everything_adds_up(tmp_path, pipe):
     rows = tuple(Row(k, "a fox", ("violence",), seed=k, height=side, width=64) for k, side in enumerate((64, 63, 64)))
-    template = Request(prompt="", concept=pipe.concept, height=64, width=64, sampler="ddim", steps=2)
+    template = Request(prompt="", concept=pipe.config.defaults.concept, height=64, width=64, sampler="ddim", steps=2)
     overflow = configuration(template, "overflow", {"preset": "off", "guidance_scale": 1e38})
     run = evaluation(
         pipe,

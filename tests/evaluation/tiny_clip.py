@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from sld.config import MINI
-from sld.pipeline import embedded_checkpoint
+from sld.embedded import embedded_checkpoint
 
 SIZE = 28
 WIDTH = 12

@@ -28,8 +28,8 @@ from sld.guidance import (
     Sparse,
     TextPrediction,
 )
-from sld.rows import NO_SAVINGS, Rows
 from sld.samplers import make_sampler
+from sld.speed.rows import NO_SAVINGS, Rows
 from sld.state import SampleState
 
 PROMPTS, SEEDS, STEPS = ["a fox in a dark alley", "a robot at the beach"], [3, 4], 6

@@ -26,7 +26,7 @@ from sld.guidance import (
     Sparse,
 )
 from sld.guidance.concepts import ConceptPredictions
-from sld.rows import Rows
+from sld.speed.rows import Rows
 
 RULES: dict[str, Guidance] = {
     "weak": SafeLatentGuidance(WEAK),

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from sld.config import ScheduleConfig
-from sld.samplers import DDIM, LMS, PNDM, DPMpp2M, Euler, EulerAncestral, Sampler, Schedule
+from sld.samplers import DDIM, LMS, PNDM, DPMpp2M, Estimate, Euler, EulerAncestral, Sampler, Schedule
 
 SAMPLERS: dict[str, Callable[[Schedule, int], Sampler]] = {
     "ddim leading": DDIM.leading,
     "ddim trailing": DDIM.trailing,
     "ddim eta": lambda schedule, steps: DDIM.leading(schedule, steps, eta=0.7),
     "pndm leading": PNDM.leading,
+    "pndm trailing": PNDM.trailing,
+    "pndm of outputs": lambda schedule, steps: PNDM.leading(schedule, steps, history="output"),
     "euler leading": Euler.leading,
     "euler trailing": Euler.trailing,
     "euler linspace": Euler.linspace,
@@ -47,11 +49,17 @@ def network(x: Tensor, t: float) -> Tensor:
     return torch.tanh(1.3 * x + 0.5 * math.sin(t / 90)) + 0.3 * math.cos(t / 250) * x.roll(1, -1)
 
 
+def estimate(output: Tensor, x: Tensor, t: float, process: Schedule | None = None) -> Estimate:
+    """What an output at timestep t says of x, on the schedule of x's dtype where no other is given."""
+    process = process or schedule(x.dtype)
+    return process.estimate(output, x, process.level(t))
+
+
 def steps(sampler: Sampler, x: Tensor, state: Any, start: int = 0) -> Iterator[tuple[Tensor, Any]]:
     """(x, state) after every evaluation from `start` on; the noise of evaluation i has the seed 100 + i."""
     for i in range(start, len(sampler.timesteps)):
         noise = normal(100 + i, x.dtype, tuple(x.shape)) if sampler.stochastic else None
-        x, state = sampler.step(i, x, network(x, sampler.timesteps[i]), state, noise)
+        x, state = sampler.step(i, x, estimate(network(x, sampler.timesteps[i]), x, sampler.timesteps[i]), state, noise)
         yield x, state
 
 

@@ -1,13 +1,28 @@
+import importlib
+
 import pytest
 import torch
 from chains import SAMPLERS as CASES
-from chains import chain, network, normal, schedule, steps
+from chains import chain, estimate, network, normal, schedule, steps
 from conftest import ALGORITHM, EXACT
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
-from sld.samplers import DDIM, LMS, PNDM, SAMPLERS, DPMpp2M, Euler, EulerAncestral, Level, Sampler, make_sampler
+from sld.samplers import (
+    DDIM,
+    LMS,
+    PNDM,
+    SAMPLERS,
+    DPMpp2M,
+    Estimate,
+    Euler,
+    EulerAncestral,
+    Level,
+    Sampler,
+    leading,
+    make_sampler,
+)
 from sld.samplers.lms import adams_bashforth
 
 STEPS = 12
@@ -40,7 +55,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(sampler: Sampler, batch: int)
     def run(rows: slice) -> Tensor:
         y, state = x[rows], sampler.init(x[rows])
         for i, t in enumerate(sampler.timesteps):
-            y, state = sampler.step(i, y, network(y, t), state, noise[i, rows])
+            y, state = sampler.step(i, y, estimate(network(y, t), y, t), state, noise[i, rows])
         return y
 
     assert_close(run(slice(None)), torch.cat([run(slice(k, k + 1)) for k in range(batch)]), **EXACT)
@@ -50,9 +65,10 @@ def test_a_step_changes_none_of_its_arguments(sampler: Sampler) -> None:
     x = normal(0)
     state = sampler.init(x)
     for i, t in enumerate(sampler.timesteps):
-        arguments = (x, network(x, t), *state, normal(i))
+        seen = estimate(network(x, t), x, t)
+        arguments = (x, *seen, *state, normal(i))
         before = [tensor.clone() for tensor in arguments]
-        x, state = sampler.step(i, x, arguments[1], state, arguments[-1])
+        x, state = sampler.step(i, x, seen, state, arguments[-1])
         assert_close(list(arguments), before, **EXACT)
 
 
@@ -62,7 +78,7 @@ def test_the_index_may_be_a_tensor(sampler: Sampler) -> None:
     state = sampler.init(x)
     for i, t in enumerate(sampler.timesteps):
         noise = normal(100 + i) if sampler.stochastic else None
-        x, state = sampler.step(torch.tensor(i), x, network(x, t), state, noise)
+        x, state = sampler.step(torch.tensor(i), x, estimate(network(x, t), x, t), state, noise)
         assert_close(x, expected[i], **EXACT)
 
 
@@ -75,7 +91,7 @@ def test_one_graph_serves_all_steps(case: str) -> None:
     expected, state = chain(sampler, x), sampler.init(x)
     for i, t in enumerate(sampler.timesteps):
         noise = normal(100 + i) if sampler.stochastic else None
-        x, state = step(torch.tensor(i), x, network(x, t), state, noise)
+        x, state = step(torch.tensor(i), x, estimate(network(x, t), x, t), state, noise)
         assert_close(x, expected[i], **EXACT)
     assert counter.frame_count == 1
 
@@ -88,8 +104,8 @@ def test_a_network_that_knows_the_data_leads_to_it(sampler: Sampler) -> None:
     x0, eps = normal(0, torch.float64), normal(1, torch.float64)
     x = own.add_noise(x0, eps, sampler.timesteps[0])
     state = sampler.init(x)
-    for i in range(len(sampler.timesteps)):
-        x, state = sampler.step(i, x, eps, state)
+    for i, t in enumerate(sampler.timesteps):
+        x, state = sampler.step(i, x, estimate(eps, x, t), state)
     reached = own.add_noise(x0, eps, 0) if isinstance(sampler, DDIM | PNDM) else x0
     assert_close(x, reached, rtol=1e-4, atol=1e-4)  # coefficients are float32
 
@@ -114,7 +130,7 @@ def test_more_steps_come_closer_to_the_exact_solution(make) -> None:
         y, state = x, sampler.init(x)
         for i, t in enumerate(sampler.timesteps):
             a = own.level(t)
-            y, state = sampler.step(i, y, a.noise * y / deviation(a) ** 2, state)
+            y, state = sampler.step(i, y, estimate(a.noise * y / deviation(a) ** 2, y, t), state)
         end = deviation(own.level(0)) if isinstance(sampler, DDIM | PNDM) else s
         return (y - x * end / deviation(own.level(sampler.timesteps[0]))).abs().max().item()
 
@@ -143,13 +159,13 @@ def test_a_stochastic_sampler_without_noise_is_an_error(make) -> None:
     sampler, x = make(schedule()), normal(0)
     assert sampler.stochastic
     with pytest.raises(ValueError, match="needs noise"):
-        sampler.step(0, x, x, sampler.init(x))
+        sampler.step(0, x, Estimate(x, x, x), sampler.init(x))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), True, "1", None])
 def test_an_eta_outside_zero_to_one_is_refused(eta) -> None:
     with pytest.raises(ValueError, match=r"eta must be a number in \[0, 1\]"):
-        DDIM.leading(schedule(), 20, eta)
+        DDIM.leading(schedule(), 20, eta=eta)
 
 
 def test_eta_zero_needs_no_noise() -> None:
@@ -159,21 +175,52 @@ def test_eta_zero_needs_no_noise() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_name_makes_its_sampler_in_every_spacing(name: str) -> None:
     default = make_sampler(name, schedule(), STEPS)
-    assert default.timesteps == make_sampler(name, schedule(), STEPS, next(iter(SAMPLERS[name]))).timesteps
-    for spacing in SAMPLERS[name]:
+    assert default.timesteps == make_sampler(name, schedule(), STEPS, SAMPLERS[name].spacings[0]).timesteps
+    for spacing in SAMPLERS[name].spacings:
         made = make_sampler(name, schedule(), STEPS, spacing)
-        assert len(made.timesteps) == STEPS + (name == "pndm")
+        assert len(made.timesteps) == STEPS + name.startswith("pndm")
         assert all(a >= b for a, b in zip(made.timesteps, made.timesteps[1:], strict=False))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no sampler 'PNMD', there are ddim, pndm.*did you mean 'pndm'"):
+    with pytest.raises(
+        ValueError, match=r"no sampler 'PNMD', there are pndm, pndm-diffusers, ddim.*did you mean 'pndm'"
+    ):
         make_sampler("PNMD", schedule(), 20)
-    with pytest.raises(ValueError, match=r"no pndm spacing 'trailing', there are leading$"):
-        make_sampler("pndm", schedule(), 20, "trailing")
+    with pytest.raises(ValueError, match=r"no pndm spacing 'linspace', there are leading, trailing$"):
+        make_sampler("pndm", schedule(), 20, "linspace")
 
 
 def test_eta_belongs_to_ddim_alone() -> None:
     assert make_sampler("ddim", schedule(), 20, eta=1.0).stochastic
     with pytest.raises(ValueError, match="eta is a setting of ddim"):
         make_sampler("euler", schedule(), 20, eta=1.0)
+
+
+GRID = (940, 700, 699, 250, 3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_takes_any_falling_grid_and_no_other(name: str) -> None:
+    module, kind = SAMPLERS[name].home.split(":")
+    at = getattr(importlib.import_module(module), kind).at
+    made = at(schedule(), GRID)
+    assert made.timesteps == (GRID[:2] + GRID[1:] if kind == "PNDM" else GRID)
+    assert chain(made, normal(0)).isfinite().all()
+    for wrong in ((), (3, 700), (700, 700, 3), (1000, 3), (3, -1)):
+        with pytest.raises(ValueError, match=r"timesteps must fall, one by one, within \[0, 999\]"):
+            at(schedule(), wrong)
+
+
+@pytest.mark.parametrize("kind", [DDIM, PNDM, Euler, LMS, DPMpp2M])
+def test_a_run_on_the_end_of_a_grid_arrives_at_the_picture_it_started_from(kind) -> None:
+    """Image to image: a network that knows the picture is given it with the noise of the grid's eighth timestep."""
+    own = schedule(torch.float64)
+    sampler = kind.at(own, leading(own, STEPS)[7:])
+    x0, eps = normal(0, torch.float64), normal(1, torch.float64)
+    x = own.add_noise(x0, eps, sampler.timesteps[0])
+    state = sampler.init(x)
+    for i, t in enumerate(sampler.timesteps):
+        x, state = sampler.step(i, x, estimate(eps, x, t), state)
+    reached = own.add_noise(x0, eps, 0) if kind in (DDIM, PNDM) else x0
+    assert_close(x, reached, **ALGORITHM)

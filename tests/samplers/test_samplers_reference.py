@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import chain, network, normal, schedule
+from chains import chain, estimate, network, normal, schedule
 from conftest import ALGORITHM, EXACT
 from diffusers import (
     DDIMScheduler,
@@ -100,7 +100,7 @@ def test_ddim_is_bit_equal_to_diffusers(spacing: str, steps: int) -> None:
 def test_ddim_with_noise_is_bit_equal_to_diffusers(steps: int, eta: float) -> None:
     """Killed mutants: no room left for the noise, eta under the square root."""
     reference, x = DDIMScheduler(**DDIM_BETAS), normal(0)
-    assert_close(chain(DDIM.leading(schedule(), steps, eta), x), chain_of(reference, steps, x, eta), **EXACT)
+    assert_close(chain(DDIM.leading(schedule(), steps, eta=eta), x), chain_of(reference, steps, x, eta), **EXACT)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -108,7 +108,7 @@ def test_ddim_with_noise_is_bit_equal_to_diffusers(steps: int, eta: float) -> No
 def test_ddim_follows_diffusers_in_float64(eta: float, spacing: str) -> None:
     own, x = schedule(torch.float64), normal(0, torch.float64)
     reference = with_alpha_bar(DDIMScheduler(**DDIM_BETAS, timestep_spacing=spacing), own.alpha_bar)
-    assert_close(chain(getattr(DDIM, spacing)(own, 20, eta), x), chain_of(reference, 20, x, eta), **ALGORITHM)
+    assert_close(chain(getattr(DDIM, spacing)(own, 20, eta=eta), x), chain_of(reference, 20, x, eta), **ALGORITHM)
 
 
 def test_a_final_alpha_bar_of_one_is_set_alpha_to_one() -> None:
@@ -173,6 +173,25 @@ def test_dpmpp_follows_diffusers(spacing: str, steps: int, dtype: torch.dtype) -
     assert_close(chain(getattr(DPMpp2M, spacing)(own, steps), x), torch.stack(expected), **CLOSE[dtype])
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_pndm_is_bit_equal_to_diffusers_in_either_spacing(spacing: str) -> None:
+    reference, x = PNDMScheduler(**PNDM_BETAS, timestep_spacing=spacing), normal(0)
+    assert_close(chain(getattr(PNDM, spacing)(schedule(), 20), x), chain_of(reference, 20, x), **EXACT)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 50])
+def test_a_history_of_outputs_is_that_of_diffusers_on_a_v_prediction(steps: int) -> None:
+    """Killed mutants: read at the end of the first step, history of eps."""
+    own, x = schedule(prediction="v"), normal(0)
+    reference = PNDMScheduler(**PNDM_BETAS, prediction_type="v_prediction")
+    sampler = PNDM.leading(own, steps, history="output")
+    visited, state = [], sampler.init(x)
+    for i, t in enumerate(sampler.timesteps):
+        x, state = sampler.step(i, x, estimate(network(x, t), x, t, own), state)
+        visited.append(x)
+    assert_close(torch.stack(visited), chain_of(reference, steps, normal(0)), **EXACT)
+
+
 @pytest.mark.parametrize("steps", [20, 50])
 def test_a_v_prediction_goes_the_way_of_diffusers(steps: int) -> None:
     """Killed mutants: signal and noise swapped in the conversion to eps, or in the one to x0."""
@@ -183,7 +202,8 @@ def test_a_v_prediction_goes_the_way_of_diffusers(steps: int) -> None:
     y, state = x, sampler.init(x)
     for i, t in enumerate(sampler.timesteps):
         v = network(x, t)
-        x0, (x, state) = own.x0(v, x, t), sampler.step(i, x, own.to_eps(v, x, t), state)
+        said = estimate(v, x, t, own)
+        x, state = sampler.step(i, x, said, state)
         y, y0 = reference.step(network(y, t), t, y, return_dict=False)
-        assert_close(x0, y0, **ALGORITHM)
+        assert_close(said.x0, y0, **ALGORITHM)
         assert_close(x, y, **ALGORITHM)

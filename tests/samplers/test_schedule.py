@@ -52,17 +52,19 @@ def test_what_was_added_is_read_back_from_a_right_prediction(prediction: str, t:
     own = schedule(torch.float64, prediction=prediction)
     x0, eps = normal(0, torch.float64), normal(1, torch.float64)
     x = own.add_noise(x0, eps, t)
-    a, b = own.level(t)
-    shape = (-1, 1, 1, 1)
-    output = eps if prediction == "eps" else a.reshape(shape) * eps - b.reshape(shape) * x0
-    assert_close(own.to_eps(output, x, t), eps, **ALGORITHM)
-    assert_close(own.x0(output, x, t), x0, **ALGORITHM)
+    a = own.level(t).over(x)
+    output = eps if prediction == "eps" else a.signal * eps - a.noise * x0
+    estimate = own.estimate(output, x, own.level(t))
+    assert_close(estimate.eps, eps, **ALGORITHM)
+    assert_close(estimate.x0, x0, **ALGORITHM)
+    assert estimate.output is output
 
 
 def test_transfer_follows_the_ray_through_x0_and_eps() -> None:
     own = schedule(torch.float64)
     x0, eps = normal(0, torch.float64), normal(1, torch.float64)
-    moved = transfer(own.add_noise(x0, eps, 700), eps, own.level(700), own.level(30))
+    x = own.add_noise(x0, eps, 700)
+    moved = transfer(own.estimate(eps, x, own.level(700)), own.level(30))
     assert_close(moved, own.add_noise(x0, eps, 30), **ALGORITHM)
 
 

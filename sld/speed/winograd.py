@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sld.models.layers import around
+from sld.speed.weights import twin
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,12 +76,12 @@ def with_winograd(network: M) -> M:
     """
     if any(weight.dtype.itemsize < 4 for weight in network.parameters()):
         raise ValueError("Winograd's form of convolutions needs float32: load the model with dtype=torch.float32")
-    twin = around(network, lambda weight: weight)
-    for parent in list(twin.modules()):
+    copy = twin(network)
+    for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and _fits(child):
                 setattr(parent, name, Winograd(child))
-    return twin
+    return copy
 
 
 def _fits(conv: nn.Conv2d) -> bool:

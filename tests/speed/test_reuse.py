@@ -1,8 +1,7 @@
 """Approximations that take over what earlier evaluations have computed.
 
-Mutants seen to fail here: a look at i % k == 1, the skip connection kept with the deep features, cross-attention kept
-from the evaluation before, results of another evaluation than the last one kept, idle or equal rows left out of a run
-that keeps features, requests of different approximations in one batch.
+Mutants seen to fail here: a look at i % k == 1, the skip connection kept with the deep features, idle or equal rows
+left out of a run that keeps features, requests of different approximations in one batch.
 """
 
 import json
@@ -16,15 +15,15 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 import sld
+from sld.batching import batches, network_rows, run
 from sld.cli import main
 from sld.config import UNetConfig
 from sld.guidance import MAX, STRONG, WEAK, SafeLatentGuidance
-from sld.models.layers import TransformerBlock
 from sld.models.unet import UNet
-from sld.request import Request, batches, network_rows, run
-from sld.reuse import NO_REUSE, Reuse
-from sld.rows import Rows
+from sld.request import Request
 from sld.samplers import make_sampler
+from sld.speed.reuse import NO_REUSE, Reuse
+from sld.speed.rows import Rows
 
 # Two ResBlocks and one transformer, five times. The text is that of the embedded model.
 ONE_LEVEL = UNetConfig(
@@ -38,7 +37,7 @@ GUIDANCE = SafeLatentGuidance(replace(STRONG, warmup_steps=1))
 
 @pytest.fixture(scope="module")
 def pipe():
-    return sld.load(exact_batch=True)
+    return sld.load(numerics="invariant")
 
 
 def states(pipe, reuse, batch=2, guidance=GUIDANCE, **more):
@@ -51,8 +50,8 @@ def by_hooks(pipe, reuse):
 
     Evaluations are counted by the first convolution, of which each has one.
     """
-    seen, deep, crossed = Counter(), {}, {}
-    last = pipe.unet.up[-1].res[-1]
+    seen, deep = Counter(), {}
+    last = pipe._keyed.up[-1].res[-1]
     skip = pipe.unet.config.channels[0]
 
     def count(*_):
@@ -64,21 +63,7 @@ def by_hooks(pipe, reuse):
             deep["kept"] = args[0][:, :-skip].clone()
         return torch.cat([deep["kept"], args[0][:, -skip:]], dim=1), *args[1:]
 
-    def put_crossed(k):
-        def hook(_, args, result):
-            i = seen["evaluations"] - 1
-            if i <= reuse.cross_after:
-                if i % reuse.deep_every == 0:
-                    crossed[k] = result.clone()
-                return None
-            return crossed[k]
-
-        return hook
-
     hooks = [pipe.unet.conv_in.register_forward_hook(count), last.register_forward_pre_hook(put_deep)]
-    if reuse.cross_after is not None:
-        blocks = [module for module in pipe.unet.modules() if isinstance(module, TransformerBlock)]
-        hooks += [block.cross.register_forward_hook(put_crossed(k)) for k, block in enumerate(blocks)]
     try:
         return states(pipe, NO_REUSE)
     finally:
@@ -90,7 +75,7 @@ def latents(made):
     return [state.x for state in made]
 
 
-@pytest.mark.parametrize("reuse", [Reuse(2), Reuse(3), Reuse(1, 0), Reuse(1, 3), Reuse(2, 3), Reuse(3, 5)], ids=str)
+@pytest.mark.parametrize("reuse", [Reuse(2), Reuse(3), Reuse(5)], ids=str)
 def test_latents_are_those_of_the_whole_network_with_parts_overwritten_by_earlier_ones(pipe, reuse):
     made = latents(states(pipe, reuse))
 
@@ -98,12 +83,16 @@ def test_latents_are_those_of_the_whole_network_with_parts_overwritten_by_earlie
     assert not torch.equal(made[-1], states(pipe, NO_REUSE)[-1].x)
 
 
-@pytest.mark.parametrize("reuse", [Reuse(), Reuse(1, STEPS - 1), Reuse(1, 99)], ids=str)
-def test_where_nothing_is_taken_over_nothing_changes(pipe, reuse):
-    assert_close(states(pipe, reuse)[-1].x, states(pipe, NO_REUSE)[-1].x, **EXACT)
+def test_where_nothing_is_taken_over_nothing_changes(pipe):
+    assert_close(states(pipe, Reuse(1))[-1].x, states(pipe, NO_REUSE)[-1].x, **EXACT)
 
 
-@pytest.mark.parametrize("reuse", [Reuse(2, 3), Reuse(3)], ids=str)
+def test_an_approximation_is_not_the_reference(pipe):
+    with pytest.raises(ValueError, match="numerics 'fast' or 'invariant'"):
+        states(replace(pipe, numerics="reference"), Reuse(2))
+
+
+@pytest.mark.parametrize("reuse", [Reuse(2), Reuse(3)], ids=str)
 def test_an_image_is_the_same_in_any_batch_and_in_parts_of_one(pipe, reuse):
     """Beside an image whose warm-up ends elsewhere too."""
     mixed = SafeLatentGuidance((WEAK, STRONG, replace(MAX, warmup_steps=2)))
@@ -117,7 +106,7 @@ def test_an_image_is_the_same_in_any_batch_and_in_parts_of_one(pipe, reuse):
 
 def test_images_that_begin_alike_and_part_take_over_each_its_own(pipe):
     """Without reuse they would share rows as long as their latents are equal."""
-    reuse, rules = Reuse(2, 3), (replace(STRONG, warmup_steps=2), replace(MAX, warmup_steps=4))
+    reuse, rules = Reuse(2), (replace(STRONG, warmup_steps=2), replace(MAX, warmup_steps=4))
     how = {"sampler": make_sampler("ddim", pipe.schedule, STEPS), "size": 32, "reuse": reuse}
 
     *_, together = pipe.sample(PROMPTS[0], [7, 7], guidance=SafeLatentGuidance(rules), **how)
@@ -127,12 +116,12 @@ def test_images_that_begin_alike_and_part_take_over_each_its_own(pipe):
 
 
 def test_a_run_goes_on_where_nothing_is_taken_over_and_says_where_that_is(pipe):
-    reuse = Reuse(2, 3)
+    reuse = Reuse(2)
     made = states(pipe, reuse)
 
-    for i in (0, 2):
+    for i in (0, 2, 4):
         assert_close(states(pipe, reuse, state=made[i])[-1].x, made[-1].x, **EXACT)
-    for i, at in ((1, 0), (3, 2), (4, 2), (5, 2)):
+    for i, at in ((1, 0), (3, 2), (5, 4)):
         with pytest.raises(ValueError, match=rf"evaluation {i} .* go on from evaluation {at}"):
             states(pipe, reuse, state=made[i])
 
@@ -141,7 +130,7 @@ def test_rows_are_counted_as_the_network_computes_them(pipe):
     seen = Counter()
     hooks = [
         pipe.unet.norm_out.register_forward_hook(lambda _, args, __: seen.update(rows=len(args[0]))),
-        pipe.unet.mid.res[1].register_forward_hook(lambda _, args, __: seen.update(deep=len(args[0]))),
+        pipe.unet.mid.res[1].conv_in.register_forward_hook(lambda _, args, __: seen.update(deep=len(args[0]))),
     ]
     requests = [Request(p, "knives", 32, 32, guidance=WEAK, sampler="ddim", steps=5, deep_every=2) for p in PROMPTS]
     try:
@@ -154,37 +143,30 @@ def test_rows_are_counted_as_the_network_computes_them(pipe):
     assert network_rows(pipe, requests) == Rows(45, 45, 45 - 27)
 
 
-@pytest.mark.parametrize("reuse", [Reuse(2), Reuse(1, 2)], ids=str)
-def test_a_compiled_network_takes_over_the_same_and_makes_few_graphs(reuse):
-    """A plain run makes six: three kinds of blocks, two of them also before texts part the rows, and the step's.
-
-    Transformers, there in both places, have one more whose cross-attention is kept, and one that takes it over.
-    """
+def test_a_compiled_network_takes_over_the_same_and_makes_few_graphs():
+    """As many as without: three kinds of blocks, two of them also before texts part the rows, and the step's."""
     torch.manual_seed(0)
     torch.compiler.reset()
     counters.clear()
-    pipe = replace(sld.load(), unet=UNet(ONE_LEVEL).eval().requires_grad_(False))
+    pipe = replace(sld.load(), unet=UNet(ONE_LEVEL).eval().requires_grad_(False), numerics="fast")
     compiled = pipe.compile(backend="eager")
 
-    assert_close(states(compiled, reuse)[-1].x, states(pipe, reuse)[-1].x, **NETWORK)
-    assert counters["stats"]["unique_graphs"] == 6 + 4 * (reuse.cross_after is not None)
+    assert_close(states(compiled, Reuse(2))[-1].x, states(pipe, Reuse(2))[-1].x, **NETWORK)
+    assert counters["stats"]["unique_graphs"] == 6
 
 
-@pytest.mark.parametrize(
-    ("numbers", "said"),
-    [((0,), "deep_every"), ((2.0,), "deep_every"), ((True,), "deep_every"), ((1, -1), "cross_after")],
-)
-def test_numbers_out_of_range_are_named(numbers, said):
-    with pytest.raises(ValueError, match=f"{said} must be a whole number"):
-        Reuse(*numbers)
+@pytest.mark.parametrize("number", [0, -1, 2.0, True])
+def test_numbers_out_of_range_are_named(number):
+    with pytest.raises(ValueError, match="deep_every must be a whole number"):
+        Reuse(number)
 
 
 def test_requests_say_what_they_take_over_and_batches_keep_it_apart():
     plain = Request("a fox", "knives", 32, 32)
-    approximate = replace(plain, deep_every=3, cross_after=20)
+    approximate = replace(plain, deep_every=3)
 
-    assert not {"deep_every", "cross_after"} & plain.to_dict().keys()
-    assert approximate.to_dict()["deep_every"] == 3 and approximate.to_dict()["cross_after"] == 20
+    assert "deep_every" not in plain.to_dict()
+    assert approximate.to_dict()["deep_every"] == 3
     assert Request.from_dict(json.loads(json.dumps(approximate.to_dict()))) == approximate
     assert batches([plain, approximate, plain]) == [[0, 2], [1]]
     with pytest.raises(ValueError, match="deep_every"):
@@ -192,7 +174,7 @@ def test_requests_say_what_they_take_over_and_batches_keep_it_apart():
 
 
 def test_the_command_line_writes_it_into_the_sidecar(tmp_path):
-    main(["generate", "a fox", "--sampler", "ddim", "--steps", "3", "--deep-every", "2", "--out", str(tmp_path)])
+    main(["generate", "a fox", "--steps", "3", "--numerics", "fast", "--deep-every", "2", "--out", str(tmp_path)])
 
     (sidecar,) = tmp_path.glob("*.json")
     assert json.loads(sidecar.read_text())["request"]["deep_every"] == 2

@@ -1,8 +1,7 @@
-"""What is computed once instead of often changes nothing: each saving by itself, on tiny and on full-width blocks."""
+"""The three ways in which numbers are made: what is computed once instead of often changes nothing but rounding."""
 
 from collections import Counter
-from dataclasses import fields, replace
-from functools import cache
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from conftest import EXACT, NETWORK
 from torch.testing import assert_close
 
 import sld
-from sld.config import UNetConfig
+from sld.config import NUMERICS, UNetConfig
 from sld.guidance import (
     OFF,
     PRESETS,
@@ -23,15 +22,17 @@ from sld.guidance import (
     safe_latent_guidance,
 )
 from sld.guidance.variants import clamp_as_printed
+from sld.models.denoiser import Cond
 from sld.models.unet import UNet
-from sld.rows import NO_SAVINGS, RowNetwork, Rows, Savings, plan
 from sld.samplers import make_sampler
+from sld.speed.keys import KeyedUNet
+from sld.speed.rows import RowNetwork, Rows, plan
 
 PROMPTS = ["a fox in a dark alley", "a robot at the beach", "an owl"]
 STEPS = 5
 BRIEF = replace(WEAK, warmup_steps=3)  # the safety row is idle on three of five evaluations
 GUIDANCE = SafeLatentGuidance(BRIEF)
-EACH = {f.name: replace(NO_SAVINGS, **{f.name: True}) for f in fields(Savings)} | {"all": Savings()}
+OTHERS = [name for name in NUMERICS if name != "reference"]
 
 # The widths of Stable Diffusion's two finest levels, with its text's and its heads.
 WIDE = UNetConfig(
@@ -52,58 +53,39 @@ def final(pipe, batch=3, guidance=GUIDANCE):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", list(EACH))
-def test_latents_are_the_same_with_and_without_a_saving_to_the_bit_where_batches_are_exact(pipe, name, batch):
-    """Mutants that failed here: the texts' keys in another order, the time of the evaluation before, latents repeated
-    image by image, the rows handed back in another order."""
-    exact = replace(pipe, exact_batch=True)
+@pytest.mark.parametrize("numerics", OTHERS)
+def test_latents_are_those_of_the_reference_up_to_rounding(pipe, numerics, batch):
+    """Five evaluations, and SLD's masks, amplify what kernels round otherwise: 2e-5 at most on the processors tried.
 
-    saved, full = (final(replace(exact, savings=savings), batch) for savings in (EACH[name], NO_SAVINGS))
-
-    assert_close(saved, full, **EXACT)
+    Mutants that failed here: the time of the evaluation before, the rows handed back in another order."""
+    assert_close(final(replace(pipe, numerics=numerics), batch), final(pipe, batch), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", list(EACH))
-def test_latents_are_the_same_up_to_rounding_where_batches_are_not_exact(pipe, name):
-    """Five evaluations, and SLD's masks, amplify what kernels round otherwise: 2e-5 at most on the processors tried."""
-    saved, full = (final(replace(pipe, savings=savings), 1) for savings in (EACH[name], NO_SAVINGS))
-
-    assert_close(saved, full, rtol=0, atol=2e-4)
-
-
-@pytest.fixture(scope="module")
-def wide_rows():
-    """Predictions at two evaluations of a network of full width, by savings and exactness; computed once."""
+@torch.no_grad()
+def test_blocks_of_full_width_give_an_image_the_same_bits_alone_and_beside_another():
+    """With invariant numerics and one thread, at the widths of Stable Diffusion's finest levels; and what the plain
+    network predicts, up to rounding."""
     torch.manual_seed(0)
     unet = UNet(WIDE).eval().requires_grad_(False)
-    x, text, timesteps = torch.randn(1, 4, 8, 8), torch.randn(3, 77, 768), torch.tensor([801, 401])
+    x, tokens, timesteps = torch.randn(2, 4, 8, 8), torch.randn(3, 77, 768), torch.tensor([801, 401])
     guidance = SafeLatentGuidance(replace(WEAK, warmup_steps=1))
 
-    @cache
-    def rows(savings, exact):
+    def rows(b):
         network = RowNetwork(
-            unet=unet,
-            text=text,
+            unet=KeyedUNet(unet),
+            cond=Cond(tokens.repeat_interleave(b, 0)),
             timesteps=timesteps,
-            phases=plan(guidance, ["", "a fox", "knives"], [0], 2, savings),
-            savings=savings,
-            exact_batch=exact,
+            phases=plan(guidance, [text for text in ("", "a fox", "knives") for _ in range(b)], range(b), 2),
+            invariant=True,
         )
-        with torch.no_grad():
-            return [predict(x) for _, predict in network.evaluations(0)]
+        return [predict(x[:b]).unflatten(0, (3, b)) for _, predict in network.evaluations(0)]
 
-    return rows
-
-
-@pytest.mark.parametrize(("exact", "tolerance"), [(False, NETWORK), (True, EXACT)])
-@pytest.mark.parametrize("name", list(EACH))
-def test_blocks_of_full_width_predict_the_same_with_and_without_a_saving(wide_rows, name, exact, tolerance):
-    """To the bit with `exact_batch`, one image and one thread, at the widths of Stable Diffusion's finest levels."""
-    saved, full = wide_rows(EACH[name], exact), wide_rows(NO_SAVINGS, exact)
+    both, alone = rows(2), rows(1)
 
     # at first the safety row is idle, and its prediction is another's
-    assert_close(saved[0][:2], full[0][:2], **tolerance)
-    assert_close(saved[1], full[1], **tolerance)
+    assert_close(both[0][:2, :1], alone[0][:2], **EXACT)
+    assert_close(both[1][:, :1], alone[1], **EXACT)
+    assert_close(alone[1][:, 0], unet(x[:1].repeat(3, 1, 1, 1), timesteps[1], Cond(tokens)), **NETWORK)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +100,7 @@ def test_blocks_of_full_width_predict_the_same_with_and_without_a_saving(wide_ro
     ],
 )
 def test_the_rows_that_are_counted_are_those_that_the_network_computes(pipe, guidance, computed):
-    seen = Counter()
+    pipe, plain, seen = replace(pipe, numerics="fast"), pipe, Counter()
     hook = pipe.unet.norm_out.register_forward_hook(lambda _, args, __: seen.update(rows=len(args[0])))
     try:
         final(pipe, 3, guidance)
@@ -127,19 +109,19 @@ def test_the_rows_that_are_counted_are_those_that_the_network_computes(pipe, gui
 
     asked = len(guidance.conditions) * STEPS * 3
     assert pipe.network_rows(guidance, STEPS, 3) == Rows(asked, seen["rows"]) == Rows(asked, computed * 3)
-    assert replace(pipe, savings=NO_SAVINGS).network_rows(guidance, STEPS, 3) == Rows(asked, asked)
+    assert plain.network_rows(guidance, STEPS, 3) == Rows(asked, asked)
 
 
 @pytest.mark.parametrize(
-    ("scale", "tolerance"),
+    ("scale", "row"),
     # at scale 1 the equation rounds e0 + (eP - e0), at 0 nothing
-    [(1.0, NETWORK), (0.0, EXACT)],
+    [(1.0, "text"), (0.0, "uncond")],
 )
-def test_one_row_is_enough_where_the_other_cancels(pipe, scale, tolerance):
-    exact = replace(pipe, exact_batch=True)
+def test_one_row_is_enough_where_the_other_cancels(pipe, scale, row):
     guidance = ClassifierFreeGuidance(scale)
 
-    assert_close(final(exact, 2, guidance), final(replace(exact, savings=NO_SAVINGS), 2, guidance), **tolerance)
+    assert guidance.idle(0, STEPS) == {"text", "uncond"} - {row}
+    assert_close(final(replace(pipe, numerics="fast"), 2, guidance), final(pipe, 2, guidance), **NETWORK)
 
 
 def test_the_safety_row_is_idle_in_a_warmup_without_momentum_of_all_images():
@@ -173,15 +155,15 @@ def test_whatever_stands_in_an_idle_row_the_run_goes_the_same_way(preset):
         assert_close(a, b, **EXACT)
 
 
-@pytest.mark.parametrize(("savings", "times"), [(Savings(), 1), (NO_SAVINGS, STEPS)])
-def test_texts_and_timesteps_are_projected_once_in_a_run(pipe, savings, times):
+@pytest.mark.parametrize(("numerics", "times"), [("fast", 1), ("reference", STEPS)])
+def test_texts_and_timesteps_are_projected_once_in_a_run(pipe, numerics, times):
     seen = Counter()
     watched = {"text": pipe.unet.mid.attn.blocks[0].cross.k, "time": pipe.unet.mid.res[0].time}
     hooks = [
         module.register_forward_hook(lambda *_, name=name: seen.update([name])) for name, module in watched.items()
     ]
     try:
-        final(replace(pipe, savings=savings), guidance=guidance_for("strong"))
+        final(replace(pipe, numerics=numerics), guidance=guidance_for("strong"))
     finally:
         for hook in hooks:
             hook.remove()
@@ -189,14 +171,35 @@ def test_texts_and_timesteps_are_projected_once_in_a_run(pipe, savings, times):
     assert seen == {"text": times, "time": times}
 
 
-@pytest.mark.parametrize(("savings", "times"), [(Savings(), 5), (NO_SAVINGS, 9)])
-def test_a_text_that_several_rows_have_is_encoded_once(pipe, savings, times):
-    """Three prompts, the empty text and the concept."""
-    seen = Counter()
-    hook = pipe.text.clip.register_forward_hook(lambda *_: seen.update(["text"]))
+@pytest.mark.parametrize(("numerics", "batches"), [("fast", [1] * 5), ("reference", [3, 3, 1])])
+def test_texts_are_encoded_one_by_one_or_in_the_references_batches(pipe, numerics, batches):
+    """Three prompts, the empty text and the concept. The reference encodes the empty text for every image."""
+    seen = []
+    hook = pipe.text.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     try:
-        final(replace(pipe, savings=savings))
+        final(replace(pipe, numerics=numerics))
     finally:
         hook.remove()
 
-    assert seen["text"] == times
+    assert seen == batches
+
+
+@pytest.mark.parametrize("numerics", OTHERS)
+def test_a_network_of_ones_own_runs_with_the_references_numerics_alone(pipe, numerics):
+    class Silent:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __call__(self, x, t, cond):
+            return torch.zeros_like(x)
+
+    silent = replace(pipe, unet=Silent())
+    assert final(silent).isfinite().all()
+    with pytest.raises(ValueError, match=r"the network is a Silent: .*numerics='reference'"):
+        replace(silent, numerics=numerics)
+    with pytest.raises(ValueError, match=r"compile takes the UNet of sld\.models apart"):
+        silent.compile()
+
+
+def test_unknown_numerics_are_answered_with_the_nearest(pipe):
+    with pytest.raises(ValueError, match="did you mean 'invariant'"):
+        replace(pipe, numerics="invariants")

@@ -10,13 +10,14 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 import sld
-from sld.compiled import compiled_blocks, compiled_step
 from sld.config import UNetConfig
 from sld.guidance import SafeLatentGuidance
 from sld.guidance.sld import STRONG
+from sld.models.denoiser import Cond
 from sld.models.layers import ResBlock, SpatialTransformer
 from sld.models.unet import UNet
 from sld.samplers import make_sampler
+from sld.speed.compiled import compiled_blocks, compiled_step
 
 # One level: three shapes of blocks, each of them there more than once. The text is that of the embedded model.
 ONE_LEVEL = UNetConfig(
@@ -36,10 +37,15 @@ def fresh_compiler():
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def plain():
     torch.manual_seed(0)
     unet = UNet(ONE_LEVEL).eval().requires_grad_(False)
     return replace(sld.load(), unet=unet)
+
+
+@pytest.fixture(scope="module")
+def pipe(plain):
+    return replace(plain, numerics="fast")
 
 
 def sample(pipe, batch=2, size=32, steps=2):
@@ -59,8 +65,10 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
-def test_a_compiled_pipeline_goes_the_same_way_at_every_evaluation(pipe):
+@pytest.mark.parametrize("numerics", ["reference", "invariant", "fast"])
+def test_a_compiled_pipeline_goes_the_same_way_at_every_evaluation(plain, numerics):
     """To the bit, with the graphs run by eager kernels. A mutant that gave all blocks the first one's form failed."""
+    pipe = replace(plain, numerics=numerics)
     ours, theirs = sample(pipe.compile(backend="eager")), sample(pipe)
 
     assert len(ours) == 4
@@ -72,11 +80,11 @@ def test_a_compiled_pipeline_goes_the_same_way_at_every_evaluation(pipe):
 @torch.no_grad()
 def test_compiled_blocks_predict_what_eager_ones_do(pipe):
     """In half precision, where a compiler rounds less often, they are no farther from the float32 network."""
-    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor(421), torch.randn(2, 7, 128)
-    expected = pipe.unet(x, t, pipe.unet.text_keys(text))
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor(421), Cond(torch.randn(2, 7, 128))
+    expected = pipe.unet(x, t, cond)
     for dtype in (torch.float32, torch.bfloat16):
         unet = deepcopy(pipe.unet).to(dtype)
-        eager, compiled = (u(x, t, u.text_keys(text)) for u in (unet, compiled_blocks(unet)))
+        eager, compiled = (u(x, t, cond) for u in (unet, compiled_blocks(unet)))
         if dtype == torch.float32:
             assert_close(compiled, eager, **NETWORK)
         else:
@@ -96,11 +104,15 @@ def test_blocks_of_equal_shapes_share_one_compiled_form(pipe):
     """A mutant that gave every block a form of its own failed here."""
     blocks = [m for m in pipe.unet.modules() if isinstance(m, ResBlock | SpatialTransformer)]
     assert len(blocks) == 13
+    step = 1
 
+    sample(replace(pipe, numerics="reference").compile(backend="eager"))
+    assert graphs() == KINDS + step
+
+    counters.clear()
     sample(pipe.compile(backend="eager"))
 
     # the first ResBlock and the first transformer take every latent once, others like them once for every row
-    step = 1
     assert graphs() == KINDS + 2 + step
 
 

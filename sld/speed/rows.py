@@ -1,9 +1,13 @@
-"""The network as a run sees it: which rows are computed at an evaluation, in which calls, and what is prepared once."""
+"""Which rows of the network are computed at an evaluation, in which calls, and what is prepared once.
+
+Rows that a guidance rule calls idle are left out. Rows of equal latents under equal texts are computed once. Images
+that begin alike have equal latents until their rules part (`Guidance.start`), so five presets share their warm-up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -12,33 +16,9 @@ import torch
 from torch import Tensor
 
 from sld.guidance.base import Guidance
-from sld.models.unet import TimeKeys, UNet
-from sld.reuse import NO_REUSE, Reuse, ReusingUNet
-
-
-@dataclass(frozen=True)
-class Savings:
-    """What is computed once where it could be computed often. No saving changes a result beyond kernel rounding.
-
-    Attributes:
-        idle_rows: rows that the guidance rule calls idle are not computed.
-        equal_rows: rows of equal latents under equal texts are computed once. Images that begin alike have equal
-            latents until their rules part (`Guidance.start`): five presets share their warm-up.
-        shared_prefix: what precedes the first cross-attention is computed once per latent, not once per row.
-        text_once: texts are projected to keys and values once for all evaluations that make the same calls, and a text
-            that several rows have is encoded once.
-        time_once: all timesteps are embedded and projected at the start of a run, not each at its evaluation.
-    """
-
-    idle_rows: bool = True
-    equal_rows: bool = True
-    shared_prefix: bool = True
-    text_once: bool = True
-    time_once: bool = True
-
-
-NO_SAVINGS = Savings(idle_rows=False, equal_rows=False, shared_prefix=False, text_once=False, time_once=False)
-"""Every row from its beginning, at every evaluation, as diffusers computes it."""
+from sld.models.denoiser import Cond
+from sld.speed.keys import KeyedUNet, TimeKeys
+from sld.speed.reuse import NO_REUSE, Reuse, ReusingUNet
 
 
 class Rows(NamedTuple):
@@ -84,7 +64,6 @@ def plan(
     texts: Sequence[str],
     starts: Sequence[Hashable],
     evaluations: int,
-    savings: Savings = Savings(),
     rows_at_once: int | None = None,
     reuse: Reuse = NO_REUSE,
 ) -> tuple[Phase, ...]:
@@ -95,12 +74,9 @@ def plan(
         texts: (r * b), condition by condition.
         starts: (b,), equal for images whose latents are equal at the start, and noise later on.
         evaluations: of the run.
-        savings: what to do once.
         rows_at_once: the most rows of an image in one call.
-        reuse: what evaluations take over; if anything, all make the same calls.
+        reuse: what evaluations take over; if anything, all rows are computed at every evaluation.
     """
-    if reuse:
-        savings = replace(savings, idle_rows=False, equal_rows=False)
     b, names = len(starts), guidance.conditions
     rules = [guidance.of_image(k) for k in range(b)]
     rows = [[c * b + k for c in range(len(names))] for k in range(b)]
@@ -114,9 +90,9 @@ def plan(
         first: dict[Hashable, int] = {}
         shared = []
         for k in range(b):
-            alike = savings.equal_rows and i <= common[k].until
+            alike = not reuse and i <= common[k].until
             shared.append(first.setdefault((starts[k], *named[k]), k) if alike else k)
-        idle = [rule.idle(i, evaluations) if savings.idle_rows else frozenset() for rule in rules]
+        idle = [frozenset() if reuse else rule.idle(i, evaluations) for rule in rules]
         return tuple(
             (shared[k], tuple(row for row, name in zip(rows[k], names, strict=True) if name not in idle[k]))
             for k in range(b)
@@ -125,7 +101,7 @@ def plan(
     phases = []
     for drawn, group in groupby(range(evaluations), key=sketch):
         numbers = list(group)
-        calls, order = _arrange(drawn, rows, texts, savings, rows_at_once or len(names))
+        calls, order = _arrange(drawn, rows, texts, rows_at_once or len(names), equal=not reuse)
         phases.append(Phase(range(numbers[0], numbers[-1] + 1), calls, order))
     return tuple(phases)
 
@@ -134,14 +110,14 @@ def _arrange(
     drawn: Sequence[tuple[int, tuple[int, ...]]],
     rows: Sequence[Sequence[int]],
     texts: Sequence[str],
-    savings: Savings,
     most: int,
+    equal: bool,
 ) -> tuple[tuple[Call, ...], tuple[int, ...]]:
-    """Calls for the distinct rows, and the place of every row in their results."""
+    """Calls for the distinct rows, and the place of every row in their results; `equal` ones are computed once."""
     wanted: dict[int, dict[Hashable, int]] = {}  # image -> text -> the row that stands for it
     for image, needed in drawn:
         for row in needed:
-            wanted.setdefault(image, {}).setdefault(texts[row] if savings.equal_rows else row, row)
+            wanted.setdefault(image, {}).setdefault(texts[row] if equal else row, row)
     parts = {}  # (image, which part of its rows) -> rows
     for image, distinct in wanted.items():
         standing = list(distinct.values())
@@ -160,19 +136,19 @@ def _arrange(
     def where(k: int, row: int) -> int:
         image, needed = drawn[k]
         stands = row if row in needed else needed[-1]
-        return place[image, wanted[image][texts[stands] if savings.equal_rows else stands]]
+        return place[image, wanted[image][texts[stands] if equal else stands]]
 
     order = [where(k, rows[k][c]) for c in range(len(rows[0])) for k in range(len(rows))]
     return tuple(calls), tuple(order)
 
 
-def count(phases: Sequence[Phase], *, exact_batch: bool = False, reuse: Reuse = NO_REUSE) -> Rows:
-    """Rows of a planned run; `exact_batch` computes those of a single latent twice."""
+def count(phases: Sequence[Phase], *, invariant: bool = False, reuse: Reuse = NO_REUSE) -> Rows:
+    """Rows of a planned run; `invariant` numerics compute those of a single latent twice."""
     asked = computed = shallow = 0
     for phase in phases:
         asked += len(phase.evaluations) * len(phase.order)
         for call in phase.calls:
-            rows = len(call.texts) * (1 + (exact_batch and len(call.images) == 1))
+            rows = len(call.texts) * (1 + (invariant and len(call.images) == 1))
             computed += len(phase.evaluations) * rows
             shallow += sum(not reuse.deep(i) for i in phase.evaluations) * rows
     return Rows(asked, computed, shallow)
@@ -184,20 +160,20 @@ class RowNetwork:
 
     Attributes:
         unet: the network.
-        text: encoded texts (r * b, l, d), condition by condition.
+        cond: what the texts say, r * b rows, condition by condition.
         timesteps: of the run, (n,).
         phases: what is computed when.
-        savings: what is done once.
-        exact_batch: see `Pipeline`; a latent that is alone in a call is computed twice, and one result kept.
+        invariant: give an image the same bits in any batch. Convolution kernels treat a batch of one in their own way,
+            so a latent that is alone in a call is computed twice, and one result kept; and a product over several
+            timesteps may round differently, so they are embedded one by one.
         reuse: what evaluations take over from earlier ones.
     """
 
-    unet: UNet
-    text: Tensor
+    unet: KeyedUNet
+    cond: Cond
     timesteps: Tensor
     phases: tuple[Phase, ...]
-    savings: Savings
-    exact_batch: bool = False
+    invariant: bool = False
     reuse: Reuse = NO_REUSE
 
     def evaluations(self, start: int) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
@@ -205,22 +181,22 @@ class RowNetwork:
 
         Keys of texts live as long as the phase that needs them.
         """
-        times = self._times() if self.savings.time_once else None
+        times = self._times()
         for phase in self.phases:
             ahead = [i for i in phase.evaluations if i >= start]
             if not ahead:
                 continue
             predict = self._prepare(phase)
             for i in ahead:
-                yield i, partial(predict, i, self.timesteps[i] if times is None else times.at(i))
+                yield i, partial(predict, i, times.at(i))
 
-    def _prepare(self, phase: Phase) -> Callable[[int, Tensor | TimeKeys, Tensor], Tensor]:
+    def _prepare(self, phase: Phase) -> Callable[[int, TimeKeys, Tensor], Tensor]:
         """The rows of a phase, as they are asked for, as a function of the evaluation, its time and the latents."""
         calls = [self._prepare_call(call) for call in phase.calls]
         in_order = phase.order == tuple(range(len(phase.order)))
-        order = torch.tensor(phase.order, device=self.text.device)
+        order = torch.tensor(phase.order, device=self.timesteps.device)
 
-        def predict(i: int, time: Tensor | TimeKeys, x: Tensor) -> Tensor:
+        def predict(i: int, time: TimeKeys, x: Tensor) -> Tensor:
             made = [call(i, time, x) for call in calls]
             rows = made[0] if len(made) == 1 else torch.cat(made)
             return rows if in_order else rows[order]
@@ -228,27 +204,24 @@ class RowNetwork:
         return predict
 
     @torch.no_grad()
-    def _prepare_call(self, call: Call) -> Callable[[int, Tensor | TimeKeys, Tensor], Tensor]:
+    def _prepare_call(self, call: Call) -> Callable[[int, TimeKeys, Tensor], Tensor]:
         """One call as a function of evaluation, time and all latents (b, c, h, w); returns (r * u, c, h, w)."""
-        copies = 2 if self.exact_batch and len(call.images) == 1 else 1
-        images = torch.tensor(call.images, device=self.text.device).repeat_interleave(copies)
-        texts = torch.tensor(call.texts, device=self.text.device).repeat_interleave(copies)
-        text = self.text[texts]
-        keys = self.unet.text_keys(text) if self.savings.text_once else None
-        repeats = 1 if self.savings.shared_prefix else len(call.texts) // len(call.images)
-
+        copies = 2 if self.invariant and len(call.images) == 1 else 1
+        device = self.timesteps.device
+        images = torch.tensor(call.images, device=device).repeat_interleave(copies)
+        keys = self.unet.text_keys(self.cond[torch.tensor(call.texts, device=device).repeat_interleave(copies)])
         reusing = ReusingUNet(self.unet, self.reuse) if self.reuse else None
 
-        def predict(i: int, time: Tensor | TimeKeys, x: Tensor) -> Tensor:
-            x, text_keys = x[images].repeat(repeats, 1, 1, 1), keys or self.unet.text_keys(text)
-            rows = self.unet(x, time, text_keys) if reusing is None else reusing(i, x, time, text_keys)
+        def predict(i: int, time: TimeKeys, x: Tensor) -> Tensor:
+            x = x[images]
+            rows = self.unet(x, time, keys) if reusing is None else reusing(i, x, time, keys)
             return rows[::copies]
 
         return predict
 
     @torch.no_grad()
     def _times(self) -> TimeKeys:
-        """Keys of all timesteps. A product over several may round differently, so exactness takes them one by one."""
-        if self.exact_batch:
+        """Keys of all timesteps."""
+        if self.invariant:
             return TimeKeys.join([self.unet.time_keys(t) for t in self.timesteps])
         return self.unet.time_keys(self.timesteps)

@@ -7,34 +7,36 @@ from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sld.models.layers import ResBlock, SpatialTransformer, around
-from sld.models.unet import UNet
+from sld.models.layers import ResBlock, SpatialTransformer
+from sld.speed.keys import KeyedResBlock, KeyedTransformer
+from sld.speed.weights import twin
 
+M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Callable[..., Any])
 
 _FORMS = 32
 """The most shapes that one form is compiled for: batches, sizes and dtypes that a long-lived process may ask for."""
 
 
-def compiled_blocks(unet: UNet, **options: Any) -> UNet:
+def compiled_blocks(network: M, **options: Any) -> M:
     """A network with the same weights, in the same memory, whose ResBlocks and transformers are compiled.
 
     Args:
-        unet: stays as it is.
+        network: a UNet, plain or keyed; stays as it is.
         options: of torch.compile.
     """
-    twin = around(unet, lambda weight: weight)
+    copy = twin(network)
     forms: dict[Any, Callable[..., Tensor]] = {}
-    for block in twin.modules():
-        if isinstance(block, ResBlock | SpatialTransformer):
+    for block in copy.modules():
+        if isinstance(block, ResBlock | SpatialTransformer | KeyedResBlock | KeyedTransformer):
             kind = (type(block), *(weight.shape for weight in block.parameters()))
             if kind not in forms:
                 forms[kind] = _compile(type(block).forward, **options)
             block.forward = MethodType(forms[kind], block)
-    return twin
+    return copy
 
 
 def compiled_step(step: S, **options: Any) -> S:

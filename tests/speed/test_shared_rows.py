@@ -18,18 +18,19 @@ from sld.guidance import (
     STRONG,
     WEAK,
     ClassifierFreeGuidance,
+    Momentum,
     SafeLatentGuidance,
     preset,
 )
-from sld.rows import NO_SAVINGS, Rows, Savings, count, plan
 from sld.samplers import DDIM, PNDM, make_sampler
+from sld.speed.rows import Rows, count, plan
 
 PRESETS = ("off", "weak", "medium", "strong", "max")
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return sld.load(exact_batch=True)
+    return sld.load(numerics="invariant")
 
 
 def last(pipe, *args, **kwargs):
@@ -50,8 +51,8 @@ SHORT = short(*map(preset, PRESETS))
 
 def rows_of(*args):
     """For every evaluation the pairs of image and text that each row of the rule gets, and those computed."""
-    guidance, texts, starts, evaluations, savings, most = args
-    for phase in plan(guidance, texts, starts, evaluations, savings, most):
+    guidance, texts, starts, evaluations, most = args
+    for phase in plan(guidance, texts, starts, evaluations, most):
         made = [
             (call.images[place % len(call.images)], texts[row])
             for call in phase.calls
@@ -70,7 +71,7 @@ def test_every_row_that_matters_is_its_own_text_under_latents_equal_to_its_own(m
     b, n, guidance = len(configs), 50, SafeLatentGuidance(tuple(configs))
     texts = [""] * b + prompts + concepts
     latents = []
-    for i, got, made in rows_of(guidance, texts, ["z"] * b, n, Savings(), most):
+    for i, got, made in rows_of(guidance, texts, ["z"] * b, n, most):
         assert len(set(made)) == len(made)
         for place, (image, text) in enumerate(got):
             condition, k = divmod(place, b)
@@ -101,7 +102,7 @@ def test_presets_share_their_warm_up():
 
 def test_a_sweep_of_ten_warm_ups_saves_a_quarter():
     """The shipped one: 402 of 550 latents with off, 402 of 500 + 50."""
-    sweep = tomllib.loads((Path(__file__).parent.parent / "sweeps" / "warmup_steps.toml").read_text())
+    sweep = tomllib.loads((Path(__file__).parent.parent.parent / "sweeps" / "warmup_steps.toml").read_text())
     (grid,) = sweep["grid"]
     configs = [OFF, *(replace(STRONG, warmup_steps=n) for n in grid["warmup_steps"])]
     assert len(configs) == 11
@@ -156,27 +157,15 @@ BATCHES = {"presets": (SHORT, ["a fox"] * 5), "prompts": (short(WEAK)[0], ["", "
 """Name -> configs and prompts of a batch with something to save."""
 
 
-@pytest.fixture(scope="module", params=BATCHES)
-def saved(request, pipe):
-    """A function from savings to the latents of a batch, and those without any."""
-    configs, prompts = BATCHES[request.param]
-
-    def latents(savings):
-        return last(
-            replace(pipe, savings=savings),
-            prompts,
-            [0, 0, 1, 2, 2],
-            sampler=PNDM.leading(pipe.schedule, 6),
-            guidance=SafeLatentGuidance(configs),
-        )
-
-    return latents, latents(NO_SAVINGS)
-
-
-@pytest.mark.parametrize("savings", [Savings(), Savings(equal_rows=False), Savings(idle_rows=False)])
-def test_shared_rows_change_no_bit_of_an_exact_batch(saved, savings):
-    latents, plain = saved
-    assert_close(latents(savings), plain, **EXACT)
+@pytest.mark.parametrize("name", BATCHES)
+def test_shared_rows_change_no_bit_of_an_image(pipe, name):
+    """Beside images that it shares rows with, and alone."""
+    (configs, prompts), seeds = BATCHES[name], [0, 0, 1, 2, 2]
+    rule, sampler = SafeLatentGuidance(configs), PNDM.leading(pipe.schedule, 6)
+    together = last(pipe, prompts, seeds, sampler=sampler, guidance=rule)
+    for k in range(5):
+        alone = last(pipe, prompts[k], seeds[k], sampler=sampler, guidance=rule.of_image(k))
+        assert_close(together[k : k + 1], alone, **EXACT)
 
 
 def test_going_on_from_a_state_shares_what_is_still_alike(pipe):
@@ -193,6 +182,7 @@ def test_latents_that_differ_are_not_held_for_equal_on_going_on(pipe):
     run = dict(sampler=DDIM.leading(pipe.schedule, 3), guidance=SafeLatentGuidance(STRONG))
     first, *_ = pipe.sample(["a fox"] * 2, 3, **run)
     x = torch.cat([first.x[:1], first.x[1:] * 1.01])
-    apart = replace(pipe, savings=Savings(equal_rows=False))
-    ends = [last(p, ["a fox"] * 2, 3, **run, state=replace(first, x=x)) for p in (pipe, apart)]
-    assert_close(*ends, **EXACT)
+    ends = last(pipe, ["a fox"] * 2, 3, **run, state=replace(first, x=x))
+    for k in range(2):
+        own = replace(first, x=x[k : k + 1], guidance=Momentum(first.guidance.nu[k : k + 1]), random=first.random[:1])
+        assert_close(ends[k : k + 1], last(pipe, "a fox", 3, **run, state=own), **EXACT)

@@ -1,0 +1,73 @@
+"""A pipeline from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sld import checkpoints
+from sld.config import ModelConfig, Numerics
+from sld.embedded import embedded_checkpoint
+from sld.models.text import Tokenizer
+from sld.pipeline import Pipeline
+from sld.samplers import Schedule
+
+
+def load(
+    path: str | Path | None = None,
+    config: ModelConfig | str | None = None,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | None = None,
+    use_ema: bool = False,
+    numerics: Numerics = "reference",
+    channels_last: bool | None = None,
+    offload: bool = False,
+) -> Pipeline:
+    """A pipeline from a checkpoint.
+
+    Args:
+        path: a CompVis single file or a diffusers folder; None for the embedded model.
+        config: what the checkpoint is, or a name in `sld.config.CONFIGS`, where the file does not tell: SD 2's
+            weights, for example, do not say whether they predict eps or v.
+        dtype: of the networks' weights; None keeps that of the file. Latents are float32 always.
+        device: where everything runs.
+        tokenizer: a folder with vocab.json and merges.txt; None takes the checkpoint's own, or CLIP's from the hub or
+            its cache.
+        use_ema: take the averaged weights of a CompVis file that has them.
+        numerics: see `Pipeline`.
+        channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None: on CUDA,
+            whose tensor cores ask for it. On CPUs blocks of Stable Diffusion's widths gain and lose by turns (0.90 to
+            1.07 of the speed, one AVX2 core, float32).
+        offload: leave text encoder and autoencoder in the CPU's memory, and copy them to the device while they work.
+
+    Raises:
+        CheckpointError: the file is not what it should be; says all that is wrong.
+        ValueError: there is no tokenizer; says how to get one.
+    """
+    device = torch.device(device)
+    parts = checkpoints.load(
+        embedded_checkpoint() if path is None else path,
+        config,
+        dtype=dtype,
+        device="cpu" if offload else device,
+        use_ema=use_ema,
+    )
+    parts.unet.to(device)
+    channels_last = device.type == "cuda" if channels_last is None else channels_last
+    if channels_last:
+        for network in (parts.unet, parts.vae):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Pipeline(
+        config=parts.config,
+        unet=parts.unet,
+        vae=parts.vae,
+        text=parts.text,
+        tokenizer=Tokenizer.load(tokenizer or parts.tokenizer_folder, parts.config.text),
+        schedule=Schedule.from_config(parts.config.schedule).to(device),
+        source=parts.source,
+        numerics=numerics,
+        kernels=("channels last",) if channels_last else (),
+    )

@@ -1,0 +1,81 @@
+"""Grids of timesteps: which ones a run visits, falling from noise to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from sld.samplers.schedule import Schedule
+
+Grid = Callable[[Schedule, int], tuple[float, ...]]
+"""(schedule, steps) -> that many timesteps, falling, in [0, T - 1]."""
+
+
+def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
+    """Multiples of T // steps from 0, shifted by the schedule's offset, falling; the spacing of Stable Diffusion.
+
+    Raises:
+        ValueError: steps is not a whole number in [1, T], or the offset moves the first timestep past T - 1.
+    """
+    require_steps(steps, len(schedule))
+    stride = len(schedule) // steps
+    timesteps = tuple(k * stride + schedule.steps_offset for k in reversed(range(steps)))
+    if timesteps[0] >= len(schedule):
+        raise ValueError(
+            f"{steps} leading steps with offset {schedule.steps_offset} start at timestep {timesteps[0]}, the last of "
+            f"the schedule is {len(schedule) - 1}: take fewer steps, or trailing ones"
+        )
+    return timesteps
+
+
+def trailing(schedule: Schedule, steps: int) -> tuple[int, ...]:
+    """Evenly spaced down from T - 1, without 0 (Lin et al., arXiv 2305.08891, Table 2).
+
+    diffusers adds a timestep -1 for some numbers of steps (the first is 61 for T = 1000). We never do.
+
+    Raises:
+        ValueError: steps is not a whole number in [1, T].
+    """
+    require_steps(steps, len(schedule))
+    spaced = np.arange(len(schedule), 0, -len(schedule) / steps)[:steps]
+    return tuple(int(t) - 1 for t in spaced.round())
+
+
+def linspace(schedule: Schedule, steps: int) -> tuple[float, ...]:
+    """Evenly spaced from T - 1 down to 0, both included, fractional. A single step starts at T - 1.
+
+    Raises:
+        ValueError: steps is not a whole number in [1, T].
+    """
+    require_steps(steps, len(schedule))
+    # two at least: of one, numpy keeps the start, 0, and a sampler that begins there has no noise to remove
+    return tuple(np.linspace(0, len(schedule) - 1, max(steps, 2))[::-1][:steps].tolist())
+
+
+GRIDS: dict[str, Grid] = {"leading": leading, "trailing": trailing, "linspace": linspace}
+"""Every grid by the name of its spacing."""
+
+
+def require_steps(steps: int, most: int) -> None:
+    """Refuse a number of steps that is no int (a bool is none here) or outside [1, most].
+
+    Raises:
+        ValueError: says what was expected and what came.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise ValueError(f"steps must be a whole number from 1 to {most}; got {steps!r} (50 is usual)")
+
+
+def require_falling(schedule: Schedule, timesteps: Sequence[float]) -> None:
+    """Refuse a grid that is empty, does not fall, or leaves [0, T - 1].
+
+    Raises:
+        ValueError: says what was expected and what came.
+    """
+    last = len(schedule) - 1
+    falls = all(a > b for a, b in pairwise(timesteps))
+    if not timesteps or not falls or not (timesteps[-1] >= 0 and timesteps[0] <= last):
+        shown = ", ".join(map(str, timesteps[:4])) + (", …" if len(timesteps) > 4 else "")
+        raise ValueError(f"timesteps must fall, one by one, within [0, {last}], and be one at least; got ({shown})")

@@ -1,0 +1,39 @@
+"""A sampler by its name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from sld.config import SAMPLERS
+from sld.names import named
+from sld.samplers.base import Sampler
+from sld.samplers.schedule import Schedule
+
+
+def make_sampler(
+    name: str, schedule: Schedule, steps: int, spacing: str | None = None, eta: float | None = None
+) -> Sampler[Any, Any]:
+    """The sampler called `name`.
+
+    Args:
+        name: one of `SAMPLERS`.
+        schedule: the model's.
+        steps: number of steps, in [1, T]; pndm takes one evaluation more.
+        spacing: "leading", "trailing" or "linspace"; None for the sampler's usual one.
+        eta: how stochastic ddim is, in [0, 1]; None for 0. No other sampler has it.
+
+    Raises:
+        ValueError: a name is unknown, or a number out of range.
+    """
+    entry = named("sampler", name, SAMPLERS)
+    spacing = entry.spacings[0] if spacing is None else spacing
+    named(f"{name} spacing", spacing, dict.fromkeys(entry.spacings))
+    settings = dict(entry.settings)
+    if eta is not None:
+        if name != "ddim":
+            raise ValueError(f"eta is a setting of ddim, got eta={eta!r} for {name}: leave it out, or take ddim")
+        settings["eta"] = eta
+    module, attribute = entry.home.split(":")
+    sampler: type[Sampler[Any, Any]] = getattr(import_module(module), attribute)
+    return sampler.at(schedule, sampler.grid(schedule, steps, spacing), **settings)

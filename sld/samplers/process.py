@@ -1,0 +1,103 @@
+"""The noise process: how much signal and how much noise x holds at a timestep, and what a network's output says of x.
+
+Three letters need care, for the papers share them. `alpha_bar` is the square of the signal's part of x (DDPM's
+cumulative product; DDIM prints it as alpha). `sigma` is k-diffusion's ratio of noise to signal everywhere but in
+`sld.samplers.ddim`, where it is DDIM's: the part of fresh noise. The two parts of x themselves are a `Level`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sld.config import Prediction
+
+
+class Level(NamedTuple):
+    """What x is made of: signal * x0 + noise * eps. Unit variance means signal**2 + noise**2 = 1."""
+
+    signal: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(cls, alpha_bar: Tensor) -> Level:
+        """The level of unit variance whose signal has the power alpha_bar, any shape."""
+        return cls(alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+
+    def over(self, x: Tensor) -> Level:
+        """The level () or (b,) shaped to broadcast over x (b, c, h, w)."""
+        return Level._make(part.reshape(part.shape + (1,) * (x.ndim - 1) * part.ndim) for part in self)
+
+
+class Estimate(NamedTuple):
+    """What a network's output says of x: all (b, c, h, w).
+
+    Attributes:
+        output: as the network, or the guidance rule after it, gave it.
+        eps: the noise in x.
+        x0: the clean latents in x.
+    """
+
+    output: Tensor
+    eps: Tensor
+    x0: Tensor
+
+
+def x0_of(x: Tensor, eps: Tensor, a: Level) -> Tensor:
+    """The x0 that x at level a holds if its noise is eps."""
+    return (x - a.noise * eps) / a.signal  # DDIM Eq. 9
+
+
+def from_eps(output: Tensor, x: Tensor, a: Level) -> Estimate:
+    """Read an output as the noise in x at level a, whose signal is not 0."""
+    return Estimate(output, output, x0_of(x, output, a))
+
+
+def from_v(output: Tensor, x: Tensor, a: Level) -> Estimate:
+    """Read an output as v = signal * eps - noise * x0 (Salimans & Ho, arXiv 2202.00512, App. D), of unit variance."""
+    return Estimate(output, a.signal * output + a.noise * x, a.signal * x - a.noise * output)
+
+
+CONVERSIONS: dict[Prediction, Callable[[Tensor, Tensor, Level], Estimate]] = {"eps": from_eps, "v": from_v}
+"""How an output is read, by what the network predicts: (output, x, level of x) -> estimate."""
+
+
+def transfer(estimate: Estimate, b: Level) -> Tensor:
+    """Move to level b what an estimate says of x. With less than unit variance, b leaves room for fresh noise.
+
+    Levels instead of their alpha_bar keep square roots out of a step, where a compiler would round them differently.
+    The form and the order of operations are those of diffusers' DDIMScheduler, to the last bit in float32.
+    """
+    return b.signal * estimate.x0 + b.noise * estimate.eps  # DDIM Eq. 12 without its last term
+
+
+class Process(ABC):
+    """A noise process: the level of x at every timestep, and what the network predicts.
+
+    Attributes:
+        prediction: what the network predicts, a key of `CONVERSIONS`.
+    """
+
+    prediction: Prediction
+
+    @abstractmethod
+    def level(self, t: float | Tensor) -> Level:
+        """The level at timestep t, in the shape of t."""
+
+    def estimate(self, output: Tensor, x: Tensor, a: Level) -> Estimate:
+        """What the network's output says of x.
+
+        Args:
+            output: what the network predicted, (b, c, h, w).
+            x: the network's input, (b, c, h, w).
+            a: the level of x, 0-d or (b,) each.
+        """
+        return CONVERSIONS[self.prediction](output, x, a.over(x))
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
+        """Noisy latents at timestep t, a number, 0-d or one per image (b,), from clean ones and noise (b, c, h, w)."""
+        a = self.level(t).over(x0)
+        return a.signal * x0 + a.noise * eps  # DDPM Eq. 4

@@ -1,0 +1,199 @@
+"""The UNet rebuilt around what is known before the first latent.
+
+Texts are projected to keys and values once for a whole run, timesteps once for all rows, and what precedes the first
+cross-attention, which sees no text, is computed once per latent. 1x1 convolutions are computed as linear maps of
+places: the convolution kernels of CPUs choose their order of summation by batch size, and a linear map does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sld.models.denoiser import Cond
+from sld.models.layers import ResBlock, SpatialTransformer, Stage, TransformerBlock, module_list
+from sld.models.unet import UNet
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values (r * b, heads, l, d) of a cross-attention."""
+
+
+class TextKeys(NamedTuple):
+    """Keys and values of every cross-attention of a UNet, of r * b rows, in the order in which it visits them."""
+
+    pairs: tuple[KeysValues, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.pairs[0][0])
+
+
+class TimeKeys(NamedTuple):
+    """Projections (n, c) of n timesteps for every ResBlock of a UNet, in the order in which it visits them."""
+
+    shifts: tuple[Tensor, ...]
+
+    def at(self, i: int) -> TimeKeys:
+        """The keys of timestep i alone, (1, c) each, in the same memory."""
+        return TimeKeys(tuple(shift[i : i + 1] for shift in self.shifts))
+
+    @classmethod
+    def join(cls, keys: Sequence[TimeKeys]) -> TimeKeys:
+        """The keys of several timesteps, one after another."""
+        return cls(tuple(map(torch.cat, zip(*(k.shifts for k in keys), strict=True))))
+
+
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """Repeat a batch (b, ...) as a whole until it has `rows` = r * b entries; itself if it has them already."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
+def pointwise(module: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer or a 1x1 convolution as a linear map of the last axis of x."""
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    return F.linear(x, module.weight.flatten(1), module.bias)
+
+
+class KeyedResBlock(nn.Module):
+    """A ResBlock that is given what it adds of the time."""
+
+    def __init__(self, block: ResBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """x (b, c, h, w) at one time for all rows: its projection `shift` (1, c)."""
+        block = self.block
+        h = block.conv_in(F.silu(block.norm_in(x))) + shift[:, :, None, None]
+        h = block.conv_out(F.silu(block.norm_out(h)))
+        return h + (x if block.shortcut is None else pointwise(block.shortcut, x.movedim(1, -1)).movedim(-1, 1))
+
+
+class KeyedTransformer(nn.Module):
+    """A spatial transformer that is given keys and values of the texts."""
+
+    def __init__(self, transformer: SpatialTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, text: list[KeysValues]) -> Tensor:
+        """x (b, c, h, w) with each block's keys and values of r * b rows; returns r * b rows."""
+        transformer = self.transformer
+        h = pointwise(transformer.proj_in, rearrange(transformer.norm(x), "b c h w -> b (h w) c"))
+        for block, keys_values in zip(transformer.blocks, text, strict=True):
+            h = self._block(block, h, keys_values)
+        h = rearrange(pointwise(transformer.proj_out, h), "b (h w) c -> b c h w", h=x.shape[2])
+        return repeat_rows(x, len(h)) + h
+
+    @staticmethod
+    def _block(block: TransformerBlock, x: Tensor, keys_values: KeysValues) -> Tensor:
+        h = block.norm_attn(x)
+        x = x + block.attn(h, h)
+        k, v = keys_values
+        q = repeat_rows(block.cross.split(block.cross.q(block.norm_cross(x))), len(k))
+        h = block.cross.out(block.cross.join(F.scaled_dot_product_attention(q, k, v)))
+        x = repeat_rows(x, len(h)) + h
+        return x + block.ff(block.norm_ff(x))
+
+
+class KeyedStage(nn.Module):
+    """One resolution on one side of the UNet, of keyed blocks."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.res = module_list(map(KeyedResBlock, stage.res))
+        self.attn = module_list(map(KeyedTransformer, stage.attn))
+        self.resample = stage.resample
+
+
+class KeyedUNet(nn.Module):
+    """A UNet that takes b latents and r * b rows of texts: row k of the result belongs to latent k mod b.
+
+    Weights are those of the plain network, in the same memory.
+
+    Args:
+        unet: the plain network; stays as it is.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+        self.down = module_list(map(KeyedStage, unet.down))
+        self.mid = module_list(map(KeyedResBlock, unet.mid.res))
+        self.mid_attn = KeyedTransformer(unet.mid.attn)
+        self.up = module_list(map(KeyedStage, unet.up))
+
+    def text_keys(self, cond: Cond) -> TextKeys:
+        """Project what r * b texts say once for a whole generation."""
+        tokens = cond.tokens.to(self.unet.dtype)
+        cross = (m.cross for m in self.unet.modules() if isinstance(m, TransformerBlock))
+        return TextKeys(tuple((c.split(c.k(tokens)), c.split(c.v(tokens))) for c in cross))
+
+    def time_keys(self, t: Tensor) -> TimeKeys:
+        """Embed timesteps () or (n,) and project them for every ResBlock, once for a whole run."""
+        time = self.unet.time(t.reshape(-1))
+        blocks = (m for m in self.unet.modules() if isinstance(m, ResBlock))
+        return TimeKeys(tuple(block.time(time) for block in blocks if block.time is not None))
+
+    def forward(self, x: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
+        """Predict (r * b, c, h, w) for latents x (b, c, h, w) at one time, the first b rows under every latent's first
+        text, the next b under its second, and so on. The result has the dtype of x.
+        """
+        h = self.first(x)
+        return self.last(h, self.deep(h, time, text), time, text).to(x.dtype)
+
+    def first(self, x: Tensor) -> Tensor:
+        """What latents x (b, c, h, w) enter with, (b, width, h, w)."""
+        return self.unet.conv_in(x.to(self.unet.dtype))
+
+    def deep(self, h: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
+        """All between `first` and the last block on the way up, of r * b rows.
+
+        Args:
+            h: of `first`, which is also the first skip connection.
+            time, text: see `forward`.
+        """
+        shifts, keys = iter(time.shifts), iter(text.pairs)
+        skips = [h]
+        for stage in self.down:
+            for k, res in enumerate(stage.res):
+                h = res(h, next(shifts))
+                h = _read(stage.attn[k], h, keys) if stage.attn else h
+                skips.append(h)
+            if stage.resample is not None:
+                h = stage.resample(h)
+                skips.append(h)
+
+        h = _read(self.mid_attn, self.mid[0](h, next(shifts)), keys)
+        h = self.mid[1](h, next(shifts))
+
+        for stage in self.up:
+            for k, res in enumerate(stage.res):
+                if len(skips) == 1:
+                    break
+                h = res(torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1), next(shifts))
+                h = _read(stage.attn[k], h, keys) if stage.attn else h
+            if stage.resample is not None:
+                h = stage.resample(h, skips[-1].shape[2:])
+        return h
+
+    def last(self, h: Tensor, deep: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
+        """The prediction (r * b, c, h, w): the last block on the way up, of `first` and `deep`, and what follows."""
+        stage = self.up[-1]
+        h = torch.cat([deep, repeat_rows(h, len(deep))], dim=1)
+        del deep  # its memory is the next block's
+        h = stage.res[-1](h, time.shifts[-1])
+        if stage.attn:
+            depth = len(stage.attn[-1].transformer.blocks)
+            h = stage.attn[-1](h, list(text.pairs[-depth:]))
+        unet = self.unet
+        return repeat_rows(unet.conv_out(F.silu(unet.norm_out(h))), text.rows)
+
+
+def _read(attn: KeyedTransformer, h: Tensor, keys: Iterator[KeysValues]) -> Tensor:
+    return attn(h, [next(keys) for _ in attn.transformer.blocks])
