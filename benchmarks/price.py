@@ -30,7 +30,7 @@ from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration
 from sld.evaluation.report.plots import COLOURS, render
 from sld.evaluation.report.tables import number
-from sld.evaluation.store import write_whole
+from sld.files import write_whole
 from sld.pipeline import Pipeline
 from sld.request import Request, network_rows
 from sld.request import run as make

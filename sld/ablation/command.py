@@ -85,7 +85,7 @@ def _list(name: str, values: Any) -> Sequence[str]:
 def _compare(options: argparse.Namespace) -> None:
     from sld.ablation import compare
     from sld.ablation.report import plain
-    from sld.evaluation.store import write_whole
+    from sld.files import write_whole
 
     if options.pairs < 1:
         raise ValueError(f"--pairs must be at least 1; got {options.pairs}")

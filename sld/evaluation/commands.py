@@ -429,7 +429,7 @@ def _fidelity(options: argparse.Namespace) -> None:
 
     from sld.evaluation.compare import collections, fidelity
     from sld.evaluation.features import load_extractor
-    from sld.evaluation.store import write_whole
+    from sld.files import write_json
 
     if options.features is None and options.clip is None:
         raise ValueError("say what to measure: --features SPEC for FID and KID, --clip MODEL for CLIP score, or both")
@@ -450,7 +450,7 @@ def _fidelity(options: argparse.Namespace) -> None:
     with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
         found = fidelity(measured, reference, extractor, clip, options.subset_size, bar.update)
     if options.out is not None:
-        write_whole(options.out, (json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_json(options.out, found)
     print(_distances(found))
 
 

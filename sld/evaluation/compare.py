@@ -21,6 +21,7 @@ from sld.evaluation.features import Extract, Extractor, features
 from sld.evaluation.fidelity import clip_distance, clip_score, frechet_distance, frechet_statistics, kernel_distance
 from sld.evaluation.metrics import Estimate, mean
 from sld.evaluation.results import Results, located, picture_path, read_picture, read_results
+from sld.files import is_partial
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 SUBSETS = 100
@@ -84,7 +85,8 @@ def pictures_in(folder: Path) -> Collection:
     Raises:
         ValueError: there are none.
     """
-    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    paths = tuple(sorted(path for path in found if not is_partial(path.relative_to(folder))))
     if not paths:
         raise ValueError(f"no pictures ({', '.join(ENDINGS)}) in {folder}")
     return Collection(folder.resolve().name, None, paths)

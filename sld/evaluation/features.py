@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sld.checkpoints import sha256
+from sld.files import sha256
 
 Extract = Callable[[Tensor], Tensor]
 """Pictures uint8 (b, 3, H, W) -> features (b, d), of any floating type and on any device."""

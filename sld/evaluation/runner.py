@@ -25,6 +25,7 @@ from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, require_seeds, tasks
 from sld.evaluation.results import picture_path
 from sld.evaluation.spread import Ranks
+from sld.files import sweep
 from sld.pipeline import Pipeline
 from sld.request import Request, batches, network_rows, run
 from sld.rows import Rows
@@ -181,6 +182,7 @@ def evaluate(
     """
     if ranks.first:
         store.agree(folder, evaluation.about)
+        sweep(folder)
         write_rows(folder, evaluation.prompts.rows)
     every = range(len(evaluation.chunks)) if ranks.first else ()  # one looks for all
     missing = ranks.gather([number for number in every if not finished(evaluation, folder, number)])[0]

@@ -24,9 +24,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from sld.checkpoints import CheckpointError, sha256
+from sld.checkpoints import CheckpointError
 from sld.checkpoints.files import open_weights
 from sld.evaluation.classifiers.base import checked
+from sld.files import sha256
 
 HUB_CLIP = "openai/clip-vit-large-patch14"
 VERSION = "1"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.base import Verdict, checked, checked_threshold
+from sld.files import sha256
 from sld.names import did_you_mean
 
 VERSION_2 = {

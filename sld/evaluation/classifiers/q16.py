@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.checkpoints.files import open_weights
 from sld.evaluation.classifiers.base import Embedder, Verdict, checked_threshold
+from sld.files import sha256
 
 VERSION = "1"
 THRESHOLD = 0.5

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.base import Verdict, checked
+from sld.files import sha256
 from sld.images import from_uint8
 from sld.testbed.detector import VERSION, load_detector, shipped_detector
 from sld.testbed.scenes import UNSAFE
