@@ -18,6 +18,7 @@ from sld.ablation.sweep import Point
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import tag
 from sld.evaluation.fidelity import clip_distance
+from sld.evaluation.habits import HABITS
 from sld.evaluation.metrics import (
     DRAWS,
     Decisions,
@@ -33,7 +34,6 @@ from sld.evaluation.report.summary import by_configuration, recognised
 from sld.evaluation.report.tables import csv_text
 from sld.evaluation.results import Record, Results
 from sld.files import write_whole
-from sld.testbed.scenes import HABITS
 
 Embeddings = Mapping[tuple[str, int, int], Tensor]
 """CLIP's vectors (d,) of pictures, by configuration, row and image."""

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sld.evaluation.habits import HABITS
 from sld.files import write_json, write_whole
 from sld.images import from_uint8, to_uint8
 from sld.models.vae import VAE
 from sld.testbed.fit import Recipe
-from sld.testbed.scenes import HABITS, PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, pick, render
+from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, pick, render
 
 VERSION = "1"
 FILE = "detector.safetensors"
