@@ -17,7 +17,7 @@ from torch import Tensor
 from sld.ablation.sweep import Point
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import tag
-from sld.evaluation.fidelity import clip_distance
+from sld.evaluation.distances import clip_distance
 from sld.evaluation.habits import HABITS
 from sld.evaluation.metrics import (
     DRAWS,

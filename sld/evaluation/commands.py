@@ -427,8 +427,9 @@ def _fidelity(options: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from sld.evaluation.compare import collections, fidelity
+    from sld.evaluation.collections import collections
     from sld.evaluation.features import load_extractor
+    from sld.evaluation.fidelity import fidelity
     from sld.files import write_json
 
     if options.features is None and options.clip is None:

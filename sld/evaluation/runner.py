@@ -20,7 +20,7 @@ import sld
 from sld import images
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Classifier, Embedder
-from sld.evaluation.fidelity import rms, ssim
+from sld.evaluation.distances import rms, ssim
 from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, require_seeds, tasks
 from sld.evaluation.results import picture_path
