@@ -1,11 +1,11 @@
 """Sets of pictures, against each other and against their prompts.
 
 Mutants that fail here: pictures unsorted, half written ones taken along, sizes mixed, a grey picture left so, errors of
-PIL let through, pixels of a run not compared with its records, a run that has not kept all, a folder inside of a run taken for the run, failed
-pictures kept, the reference measured against itself, the size of KID's subsets lost, its sides exchanged, too small a
-set or reference let through, no warning where features are more than pictures, a hash without pixels, prompts in
-another order, pictures taken as independent, cut prompts counted once, infinite bounds, CLIP's text half left out of
-the protocol.
+PIL let through, pixels of a run not compared with its records, a run that has not kept all, a folder inside of a run
+taken for the run, failed pictures kept, the reference measured against itself, the size of KID's subsets lost, its
+sides exchanged, too small a set or reference let through, no warning where features are more than pictures, a hash
+without pixels, prompts in another order, pictures taken as independent, cut prompts counted once, infinite bounds,
+CLIP's text half left out of the protocol.
 """
 
 from __future__ import annotations
