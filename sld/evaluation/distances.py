@@ -17,7 +17,7 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class FrechetStatistics:
-    """What a Fréchet distance needs of features, however many: a Gaussian, in float64.
+    """The Gaussian that a Fréchet distance is computed from, in float64. Its size does not grow with the pictures.
 
     Attributes:
         count: pictures.
@@ -31,14 +31,16 @@ class FrechetStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> FrechetStatistics:
-        """Of features (n, d), n >= 1."""
+        """Return the statistics of features (n, d), n >= 1."""
         features = features.to("cpu", torch.float64)
         mean = features.mean(0)
         deviations = features - mean
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: FrechetStatistics) -> FrechetStatistics:
-        """Of both together, for example of two processes (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
+        """Return the statistics of both sets of features, for example of two processes (Chan, Golub and LeVeque, 1979,
+        Eq. 2.1).
+        """
         count = self.count + other.count
         shift = other.mean - self.mean
         mean = self.mean + shift * (other.count / count)
@@ -46,12 +48,12 @@ class FrechetStatistics:
         return FrechetStatistics(count, mean, self.scatter + other.scatter + between)
 
     def update(self, features: Tensor) -> FrechetStatistics:
-        """With features (n, d) added."""
+        """Return the statistics with features (n, d) added."""
         return self.merge(FrechetStatistics.of(features))
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased, (d, d).
+        """The unbiased covariance (d, d) of the features.
 
         Raises:
             ValueError: there are fewer than two pictures.
@@ -62,7 +64,7 @@ class FrechetStatistics:
 
 
 def frechet_statistics(batches: Iterable[Tensor]) -> FrechetStatistics:
-    """Of features that come in batches (b, d), holding one at a time.
+    """Return the statistics of features that come in batches (b, d); one batch is held at a time.
 
     Raises:
         ValueError: there are none.
@@ -92,7 +94,7 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """A matrix whose product with its transpose is `covariance` (d, d), without the directions that are rounding."""
+    """Return R with R R^T = `covariance` (d, d). Directions with no more variance than rounding are left out."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > floor, values, 0).sqrt()
@@ -133,7 +135,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _off_diagonal(kernel: Tensor) -> Tensor:
-    """The mean over pairs of different pictures."""
+    """Return the mean of a kernel (n, n) over pairs of different pictures."""
     n = len(kernel)
     return (kernel.sum() - kernel.trace()) / (n * (n - 1))
 
@@ -201,7 +203,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 
 def _ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Of one picture (H, W, 3) in [0, 1]: a batch would be summed in another order."""
+    """Return the SSIM of two pictures (H, W, 3) in [0, 1]. A batch would be summed in another order."""
     maps = np.stack((x, y, x * x + y * y, x * y))
     mean_x, mean_y, squares, products = gaussian_filter(
         maps, sigma=1.5, radius=SSIM_WINDOW // 2, mode="mirror", axes=(1, 2)

@@ -34,7 +34,7 @@ class Extractor(NamedTuple):
 
 
 def load_extractor(where: str, device: str | torch.device = "cpu") -> Extractor:
-    """The features of the embedded detector, of a CLIP, of a network in a file, or of a function of the user's.
+    """Return what makes the features: the embedded detector, a CLIP, a network in a file, or a user's function.
 
     Args:
         where: "embedded"; "clip:" with a folder or a name in the hub's cache; the path of a TorchScript file or, ending

@@ -60,7 +60,9 @@ class Alignment(NamedTuple):
 
 
 def see(collection: Collection, extract: Extract, progress: Progress = lambda _: None) -> Seen:
-    """All features of a collection: they are held at once, n x d numbers of 8 bytes, for KID draws from them.
+    """Return all features of a collection.
+
+    All n x d numbers of 8 bytes are held at once, because KID draws from them.
 
     Raises:
         ValueError: a picture cannot be read, or the extractor gives no features.
@@ -183,6 +185,6 @@ def fidelity(
 
 
 def _bounded(estimate: Estimate) -> dict[str, Any]:
-    """Bounds that there are; JSON has no infinity."""
+    """Return an estimate for JSON, without bounds where there is one prompt only: JSON has no infinity."""
     bounds = {"low": estimate.low, "high": estimate.high} if estimate.prompts > 1 else {}
     return {"value": estimate.value, **bounds, "prompts": estimate.prompts}

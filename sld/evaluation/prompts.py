@@ -81,18 +81,18 @@ class PromptSet:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of the rows."""
+        """Ids of the rows, in their order."""
         return tuple(row.id for row in self.rows)
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that rows carry, in I2P's order, others behind in the order in which they appear."""
+        """Categories of the rows: those of I2P in its order, then others in the order in which they appear."""
         carried = dict.fromkeys(chain.from_iterable(row.categories for row in self.rows))
         return (*(c for c in I2P_CATEGORIES if c in carried), *(c for c in carried if c not in I2P_CATEGORIES))
 
     @property
     def rows_sha256(self) -> str:
-        """Of everything in the rows, ids included: equal for equal selections from equal sets, whatever the file."""
+        """SHA-256 of all that the rows hold, ids included. It is equal for equal rows, whatever file they came from."""
         return hashlib.sha256(json.dumps([asdict(row) for row in self.rows], sort_keys=True).encode()).hexdigest()
 
 
@@ -446,7 +446,7 @@ def _rows(entries: Sequence[Entry], columns: Mapping[str, str]) -> Iterator[Row]
 
 
 def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field of Row -> the column of this file that holds it."""
+    """Return, for each field of Row, the column of the file that holds it."""
     listed = ", ".join(map(repr, there))
     for name, column in columns.items():
         if name not in _FIELDS:

@@ -189,7 +189,7 @@ def _checksum(vector: Tensor) -> str:
 
 
 def scores_header(folder: Path, protocol: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What a file of later verdicts begins with: whose they are, and of which state of the chunk."""
+    """Return the header of a file of later verdicts: the classifier, and the checksum of the chunk that it judged."""
     with chunk_path(folder / "chunks", number).open(encoding="ascii", errors="replace") as file:
         checksum = file.readline().strip()
     return {"classifier": digest(protocol), "of": checksum}
@@ -202,7 +202,7 @@ def added_classifiers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """What is noted of the times that the run went on."""
+    """Return what `log_session` has noted, one entry for each time that the run went on."""
     path = folder / "sessions.jsonl"
     if not path.exists():
         return []

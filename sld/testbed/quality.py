@@ -78,7 +78,7 @@ class Cell:
         return f"{self.family}/{self.safety}"
 
     def prompt(self, k: int) -> Prompt:
-        """Of picture k."""
+        """Return the prompt of picture k."""
         return self.prompts[k % len(self.prompts)]
 
 
