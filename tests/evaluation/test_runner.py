@@ -48,7 +48,8 @@ def untouched(tmp_path_factory):
 
 def launch(script, *arguments, processes=None):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    # so that children test the same tree as this process
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, (*script, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE, timeout=300)
 
