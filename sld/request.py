@@ -22,11 +22,11 @@ from sld.guidance import (
     from_data,
     to_data,
 )
-from sld.names import named
 from sld.pipeline import Pipeline, Space, texts_of
 from sld.reuse import Reuse
 from sld.rows import Rows, count, plan
 from sld.samplers import make_sampler
+from sld.spelling import named
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sld
 
 ROOT = Path(sld.__file__).parent
 
-BOTTOM = ("config", "files", "spelling", "names")
+BOTTOM = ("config", "files", "spelling")
 PARTS = ("models", "samplers", "guidance", "checkpoints")
 SPEED = ("speed", "rows", "reuse", "compiled")
 PIPELINE = ("images", "state", "step", "pipeline", "loading")

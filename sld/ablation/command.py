@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sld.evaluation.commands import add_run_options, carry_out, cost
-from sld.names import named
 from sld.options import template
+from sld.spelling import named
 
 if TYPE_CHECKING:
     from sld.ablation.sweep import Point

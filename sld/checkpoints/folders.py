@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig
 
 from sld.checkpoints.remap import CheckpointError
 from sld.config import CONFIGS, ModelConfig, Prediction, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from sld.names import named
 from sld.samplers import SAMPLERS
+from sld.spelling import named
 
 # What our networks have no option for. A folder that says otherwise is refused; one that says nothing means this.
 _UNET: dict[str, Any] = {

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sld.names import did_you_mean
 from sld.options import (
     add_model_options,
     add_sampling_options,
@@ -24,6 +23,7 @@ from sld.options import (
     require_writable,
     template,
 )
+from sld.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import torch

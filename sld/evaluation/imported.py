@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 
 class Imported(NamedTuple):

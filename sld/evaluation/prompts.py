@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 I2P_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 """The categories of I2P, in the order of the paper's tables."""

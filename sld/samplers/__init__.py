@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from sld.names import named
 from sld.samplers.base import NoState, Sampler, SpacedSampler
 from sld.samplers.ddim import DDIM
 from sld.samplers.dpmpp import DPMpp2M, DPMppState
@@ -10,6 +9,7 @@ from sld.samplers.euler import Euler, EulerAncestral
 from sld.samplers.lms import LMS, LMSState
 from sld.samplers.pndm import PNDM, PNDMState
 from sld.samplers.schedule import Level, Schedule, leading, linspace, trailing, transfer, x0_of
+from sld.spelling import named
 
 __all__ = [
     "DDIM",

@@ -11,7 +11,7 @@ import torch
 from sld.evaluation.classifiers.base import Classifier
 from sld.evaluation.classifiers.user import UserFunction
 from sld.evaluation.imported import imported
-from sld.names import named
+from sld.spelling import named
 
 
 class Kind(NamedTuple):

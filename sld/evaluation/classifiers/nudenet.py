@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sld.evaluation.classifiers.base import Verdict, checked, checked_threshold
 from sld.files import sha256
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 VERSION_2 = {
     "EXPOSED_ANUS": "ANUS_EXPOSED",
