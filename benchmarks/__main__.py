@@ -20,6 +20,7 @@ from benchmarks import embedded, generate, guidance, memory, price, processes, p
 from benchmarks.measure import Device, environment
 from benchmarks.setup import Setup
 from benchmarks.sides import FULL, SMALL, TINY, write_model
+from sld.files import write_json
 
 PARTS: dict[str, Callable[[Setup], dict[str, Any]]] = {
     "guidance": guidance.run,
@@ -75,13 +76,7 @@ def main() -> None:
                 print(json.dumps({part: made}, indent=2), flush=True)
                 measured |= made
                 if args.json:
-                    _write(args.json, results)
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(beside, path)
+                    write_json(args.json, results)
 
 
 if __name__ == "__main__":

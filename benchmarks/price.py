@@ -32,7 +32,7 @@ from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration
 from sld.evaluation.report.plots import COLOURS, render
 from sld.evaluation.report.tables import number
-from sld.evaluation.store import write_whole
+from sld.files import write_whole
 from sld.pipeline import Pipeline
 from sld.request import Request
 
@@ -62,9 +62,7 @@ def run(setup: Setup) -> dict[str, Any]:
 def requests(pipe: Pipeline) -> dict[str, Request]:
     """The sweep's points by name."""
     sweep = tomllib.loads(SWEEP.read_text(encoding="utf-8"))
-    template = Request(
-        "", pipe.config.defaults.concept, 64, 64, sampler=sweep["sampler"]
-    )
+    template = Request("", pipe.config.defaults.concept, 64, 64, sampler=sweep["sampler"])
     return {
         name: configuration(template, name, {key: value for key, value in point.items() if key != "label"})
         for name, point in sweep["points"].items()

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from nbformat import NotebookNode
 from traitlets.config import Config
 
+from sld.files import whole
+
 FOLDER = Path(__file__).parent
 NOTEBOOKS = tuple(sorted(FOLDER.glob("*.ipynb")))
 SECONDS = 300
@@ -98,5 +100,6 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
 
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:] or NOTEBOOKS):
-        nbformat.write(execute(path), path)
+        with whole(path) as beside:
+            nbformat.write(execute(path), beside)
         print(path.name)

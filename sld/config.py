@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from sld.names import named
+from sld.spelling import named
 
 Prediction = Literal["eps", "v"]
 Numerics = Literal["reference", "invariant", "fast"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from sld.files import to_json, whole, whole_together
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -31,17 +31,22 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def write(image: Image.Image, path: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG, and beside it what made it as `path` with the ending .json. Each file appears whole or not at all.
+    """Write a PNG and, beside it, what made it: a JSON file of the same name with the ending .json.
 
-    The JSON comes first, so that no picture is ever without its sidecar.
+    Neither file is replaced before both are on disk: where one cannot be written, the old pair stays.
+
+    Raises:
+        OSError: a file cannot be written; the message names it.
+        TypeError, ValueError: JSON cannot hold `about`.
     """
-    if about is not None:
-        beside = path.with_suffix(".json.partial")
-        beside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path.with_suffix(".json"))
-    beside = path.with_suffix(".png.partial")
-    image.save(beside, format="PNG")
-    os.replace(beside, path)
+    if about is None:
+        with whole(path) as picture:
+            image.save(picture, format="PNG")
+        return
+    # the sidecar is renamed first, so that no picture is ever without one
+    with whole_together(path.with_suffix(".json"), path) as (sidecar, picture):
+        sidecar.write_text(to_json(about), encoding="utf-8")
+        image.save(picture, format="PNG")
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:

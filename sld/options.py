@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sld
-from sld.names import named
+from sld.spelling import named
 
 if TYPE_CHECKING:
     from sld.guidance import SLDConfig

@@ -20,7 +20,6 @@ from sld.models.denoiser import Cond, Denoiser
 from sld.models.text import TextEncoder, Tokenizer
 from sld.models.unet import UNet
 from sld.models.vae import VAE
-from sld.names import named
 from sld.samplers import Level, Sampler, Schedule, make_sampler
 from sld.speed.compiled import compiled_blocks, compiled_step
 from sld.speed.keys import KeyedUNet
@@ -29,6 +28,7 @@ from sld.speed.rows import RowNetwork, Rows, count, plan
 from sld.speed.tiles import decode_tiles
 from sld.speed.weights import on_device
 from sld.speed.winograd import with_winograd
+from sld.spelling import named
 from sld.state import SampleState
 from sld.step import Space, Step, advance
 

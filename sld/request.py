@@ -11,9 +11,9 @@ import torch
 import sld
 from sld.config import build
 from sld.guidance import MEDIUM, READINGS, Guidance, SLDConfig, from_data, to_data
-from sld.names import named
 from sld.pipeline import Pipeline
 from sld.speed.reuse import Reuse
+from sld.spelling import named
 from sld.step import Space
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_structure, tree_unflatten
 
+from sld.files import whole
 from sld.guidance.base import Guidance, flat
 from sld.samplers.base import Sampler
 
@@ -44,14 +44,12 @@ class SampleState:
             path: the file; replaced if it exists.
             about: anything JSON can hold, kept in the header for whoever loads the file.
         """
-        path = Path(path)
         tensors = {"x": self.x, "random": self.random}
         for part, value in {"guidance": self.guidance, "sampler": self.sampler}.items():
             tensors |= {f"{part}.{name}": tensor for name, tensor in flat(value).items()}
         header = {"i": str(self.i), "about": json.dumps(dict(about or {}))}
-        beside = path.with_name(path.name + ".partial")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=header)
-        os.replace(beside, path)
+        with whole(path) as beside:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=header)
 
     @classmethod
     def load(

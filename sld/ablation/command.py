@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sld.evaluation.commands import add_run_options, carry_out, cost
-from sld.names import named
 from sld.options import template
+from sld.spelling import named
 
 if TYPE_CHECKING:
     from sld.ablation.sweep import Point
@@ -85,7 +85,7 @@ def _list(name: str, values: Any) -> Sequence[str]:
 def _compare(options: argparse.Namespace) -> None:
     from sld.ablation import compare
     from sld.ablation.report import plain
-    from sld.evaluation.store import write_whole
+    from sld.files import write_whole
 
     if options.pairs < 1:
         raise ValueError(f"--pairs must be at least 1; got {options.pairs}")

@@ -14,7 +14,7 @@ from sld import images
 from sld.ablation.sheets import framed
 from sld.ablation.table import METRICS
 from sld.evaluation import store
-from sld.evaluation.fidelity import rms
+from sld.evaluation.distances import rms
 from sld.evaluation.metrics import Decisions, align, compare, prompt_labels
 from sld.evaluation.report.summary import recognised
 from sld.evaluation.report.tables import Table, Text, interval, number, p_value

@@ -13,7 +13,7 @@ from sld.ablation.sweep import differing
 from sld.ablation.table import METRICS, Findings, Line, lines, tidy, write_table
 from sld.evaluation.classifiers.base import tag
 from sld.evaluation.report.tables import DASH, NOTHING, Table, Text, interval, number, p_value
-from sld.evaluation.store import write_whole
+from sld.files import write_whole
 
 
 def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), kinds: Sequence[str] = ()) -> Table:
@@ -34,7 +34,7 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
     plots = draw(board, [kind for kind in kinds if kind != SHEETS]) if kinds != [SHEETS] else []
     for plot in plots:
         write_whole(folder / f"{plot.name}.png", plot.png)
-        write_whole(folder / f"{plot.name}.svg", plot.svg.encode())
+        write_whole(folder / f"{plot.name}.svg", plot.svg)
     pictures = []
     for k, sheet in enumerate(sheets(findings) if not kinds or SHEETS in kinds else ()):
         file = io.BytesIO()
@@ -54,7 +54,7 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
         *_folded("The whole protocol", f"```json\n{json.dumps(about, indent=2, ensure_ascii=False)}\n```"),
         "`table.csv` and `table.parquet` have all numbers, by category and place too.",
     ]
-    write_whole(folder / "index.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
+    write_whole(folder / "index.md", "\n\n".join(part for part in parts if part) + "\n")
     return table
 
 

@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 from sld.batching import guidance_of
 from sld.evaluation.protocol import configuration, describe
 from sld.guidance import SLDConfig
-from sld.names import named
 from sld.pipeline import Pipeline
 from sld.request import Request
 from sld.samplers import make_sampler
+from sld.spelling import named
 
 OFF = "off"
 """The baseline where a sweep names none: the base's sampler, steps, concept and so on without safety guidance."""

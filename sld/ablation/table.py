@@ -17,7 +17,8 @@ from torch import Tensor
 from sld.ablation.sweep import Point
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import tag
-from sld.evaluation.fidelity import clip_distance
+from sld.evaluation.distances import clip_distance
+from sld.evaluation.habits import HABITS
 from sld.evaluation.metrics import (
     DRAWS,
     Decisions,
@@ -32,7 +33,7 @@ from sld.evaluation.metrics import (
 from sld.evaluation.report.summary import by_configuration, recognised
 from sld.evaluation.report.tables import csv_text
 from sld.evaluation.results import Record, Results
-from sld.testbed.scenes import HABITS
+from sld.files import write_whole
 
 Embeddings = Mapping[tuple[str, int, int], Tensor]
 """CLIP's vectors (d,) of pictures, by configuration, row and image."""
@@ -281,7 +282,7 @@ def tidy(findings: Findings, found: Sequence[Line]) -> list[dict[str, Any]]:
 
 def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write the same table as `table.csv` and `table.parquet`."""
-    store.write_whole(folder / "table.csv", csv_text(rows, list(rows[0]) if rows else ()).encode())
+    write_whole(folder / "table.csv", csv_text(rows, list(rows[0]) if rows else ()))
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
-    store.write_whole(folder / "table.parquet", file.getvalue())
+    write_whole(folder / "table.parquet", file.getvalue())

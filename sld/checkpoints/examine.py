@@ -20,7 +20,7 @@ from sld.config import CONFIGS, SD15, SD21, ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 Origin = Literal["user", "checkpoint", "shapes"]
 CONFIG_KEY = "sld.config"

@@ -1,15 +1,12 @@
-"""Files with tensors: headers without contents, contents tensor by tensor, and whole or nothing written.
+"""Files with tensors: headers without contents, contents tensor by tensor, and targets that are not overwritten.
 
 Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sld.checkpoints.remap import CheckpointError
+from sld.files import whole
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -138,29 +136,17 @@ def _unpickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return {str(key): x for key, x in weights.items() if isinstance(x, Tensor)}, tuple(map(str, beside))
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or folder to; it takes the target's name at the end, or is removed.
+    """Yield a path to write a checkpoint to, a file or a folder; it becomes `target` if no error ends the block.
 
     Raises:
         CheckpointError: the target exists, or its parent does not.
+        OSError: it cannot be written; the message names it.
     """
     if target.exists():
         raise CheckpointError(f"{target} exists and is not overwritten: choose another name or remove it")
     if not target.parent.is_dir():
         raise CheckpointError(f"{target.parent} is no folder: make it first")
-    partial = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+    with whole(target, replace=False) as beside:
+        yield beside

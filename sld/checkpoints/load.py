@@ -10,9 +10,9 @@ from typing import cast
 import torch
 
 from sld.checkpoints.examine import Checkpoint, examine
-from sld.checkpoints.files import sha256
 from sld.checkpoints.tables import PARTS, Format, Part
 from sld.config import ModelConfig
+from sld.files import sha256
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE

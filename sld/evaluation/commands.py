@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sld.names import did_you_mean
 from sld.options import (
     add_model_options,
     add_sampling_options,
@@ -24,6 +23,7 @@ from sld.options import (
     require_writable,
     template,
 )
+from sld.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -427,9 +427,10 @@ def _fidelity(options: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from sld.evaluation.compare import collections, fidelity
+    from sld.evaluation.collections import collections
     from sld.evaluation.features import load_extractor
-    from sld.evaluation.store import write_whole
+    from sld.evaluation.fidelity import fidelity
+    from sld.files import write_json
 
     if options.features is None and options.clip is None:
         raise ValueError("say what to measure: --features SPEC for FID and KID, --clip MODEL for CLIP score, or both")
@@ -450,7 +451,7 @@ def _fidelity(options: argparse.Namespace) -> None:
     with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
         found = fidelity(measured, reference, extractor, clip, options.subset_size, bar.update)
     if options.out is not None:
-        write_whole(options.out, (json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_json(options.out, found)
     print(_distances(found))
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sld.checkpoints import sha256
+from sld.evaluation.imported import imported
+from sld.files import sha256
 
 Extract = Callable[[Tensor], Tensor]
 """Pictures uint8 (b, 3, H, W) -> features (b, d), of any floating type and on any device."""
 
-_SIDE = 64
+EXTRACTORS = {"embedded": "sld.testbed.judge:detector_features"}
+"""Name -> `module:name` of what makes an `Extractor` for a device."""
 
 
 class Extractor(NamedTuple):
@@ -34,7 +34,7 @@ class Extractor(NamedTuple):
 
 
 def load_extractor(where: str, device: str | torch.device = "cpu") -> Extractor:
-    """The features of the embedded detector, of a CLIP, of a network in a file, or of a function of the user's.
+    """Return what makes the features: the embedded detector, a CLIP, a network in a file, or a user's function.
 
     Args:
         where: "embedded"; "clip:" with a folder or a name in the hub's cache; the path of a TorchScript file or, ending
@@ -45,37 +45,20 @@ def load_extractor(where: str, device: str | torch.device = "cpu") -> Extractor:
     Raises:
         ValueError: there is no such thing.
     """
-    if where == "embedded":
-        return _detector(torch.device(device))
+    if where in EXTRACTORS:
+        return imported(EXTRACTORS[where]).call(torch.device(device))
     if where.startswith("clip:"):
         return _clip(where.removeprefix("clip:"), device)
     path = Path(where)
     if path.exists():
         return _network(path, torch.device(device))
-    module, colon, name = where.partition(":")
-    if not colon:
+    if ":" not in where:
         raise ValueError(
             f"no file {where}. FID is defined on the 2048 features of the Inception network of 2015-12-05; NVIDIA has "
             "it as TorchScript (inception-2015-12-05.pt of stylegan2-ada-pytorch, pretrained/metrics). Give its path, "
             "embedded, clip:MODEL, or module:name of a function from pictures uint8 (b, 3, H, W) to features (b, d)"
         )
-    return _function(module, name)
-
-
-def _detector(device: torch.device) -> Extractor:
-    from sld.testbed.detector import VERSION, load_detector, shipped_detector
-
-    detector = load_detector().to(device)
-
-    def extract(pictures: Tensor) -> Tensor:
-        if pictures.shape[2:] != (_SIDE, _SIDE):
-            height, width = pictures.shape[2:]
-            raise ValueError(f"the embedded detector sees pictures of {_SIDE} x {_SIDE}, got {height} x {width}")
-        return detector.features(pictures.to(device).float() / 127.5 - 1).mean((2, 3))
-
-    rule = "the last map, averaged over positions"
-    weights = {"detector": sha256(shipped_detector())}
-    return Extractor({"features": "embedded", "version": VERSION, "weights": weights, "rule": rule}, extract)
+    return _function(where)
 
 
 def _clip(model: str, device: str | torch.device) -> Extractor:
@@ -105,14 +88,12 @@ def _network(path: Path, device: torch.device) -> Extractor:
     return Extractor(about, lambda pictures: network(pictures.to(device)))
 
 
-def _function(module: str, name: str) -> Extractor:
-    where = f"{module}:{name}"
+def _function(where: str) -> Extractor:
     try:
-        function = getattr(import_module(module), name)
-        source = Path(inspect.getfile(import_module(module)))
-    except (ImportError, AttributeError, TypeError) as error:
+        call, source = imported(where)
+    except ValueError as error:
         raise ValueError(f"cannot load features {where!r}: {error}") from error
-    return Extractor({"features": where, "weights": {"source": sha256(source)}, "rule": "as returned"}, function)
+    return Extractor({"features": where, "weights": {"source": sha256(source)}, "rule": "as returned"}, call)
 
 
 @torch.inference_mode()

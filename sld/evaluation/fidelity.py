@@ -1,219 +1,190 @@
-"""How far pictures are from real ones, from their prompts, and from the same picture without guidance."""
+"""What `sld fidelity` says of collections of pictures: how far from a reference they are, how near to their prompts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
-SSIM_WINDOW = 11
+from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts
+from sld.evaluation.collections import Collection
+from sld.evaluation.distances import clip_distance, clip_score, frechet_distance, frechet_statistics, kernel_distance
+from sld.evaluation.features import Extract, Extractor, features
+from sld.evaluation.metrics import Estimate, mean
+
+SUBSETS = 100
+"""Of a KID, drawn with seed 0."""
+
+Progress = Callable[[int], object]
+"""Called with the number of pictures that have been seen."""
 
 
-@dataclass(frozen=True)
-class FrechetStatistics:
-    """What a Fréchet distance needs of features, however many: a Gaussian, in float64.
+class Seen(NamedTuple):
+    """Features (n, d) of a collection, and the sha256 of its pixels' hashes in their order."""
+
+    features: Tensor
+    sha256: str
+
+
+class Distance(NamedTuple):
+    """How far a collection is from the reference.
 
     Attributes:
-        count: pictures.
-        mean: (d,).
-        scatter: (d, d), the sum of outer products of deviations from the mean.
+        fid: the squared Fréchet distance; of Inception features, FID.
+        kid: the mean kernel distance over subsets.
+        deviation: of the subsets.
     """
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor) -> FrechetStatistics:
-        """Of features (n, d), n >= 1."""
-        features = features.to("cpu", torch.float64)
-        mean = features.mean(0)
-        deviations = features - mean
-        return cls(len(features), mean, deviations.T @ deviations)
-
-    def merge(self, other: FrechetStatistics) -> FrechetStatistics:
-        """Of both together, for example of two processes (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        mean = self.mean + shift * (other.count / count)
-        between = torch.outer(shift, shift) * (self.count * other.count / count)
-        return FrechetStatistics(count, mean, self.scatter + other.scatter + between)
-
-    def update(self, features: Tensor) -> FrechetStatistics:
-        """With features (n, d) added."""
-        return self.merge(FrechetStatistics.of(features))
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased, (d, d).
-
-        Raises:
-            ValueError: there are fewer than two pictures.
-        """
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, not {self.count}")
-        return self.scatter / (self.count - 1)
+    fid: float
+    kid: float
+    deviation: float
 
 
-def frechet_statistics(batches: Iterable[Tensor]) -> FrechetStatistics:
-    """Of features that come in batches (b, d), holding one at a time.
+class Alignment(NamedTuple):
+    """How near pictures are to their prompts.
+
+    Attributes:
+        score: the mean CLIP score, in [0, 100].
+        distance: the mean CLIP distance, in [0, 2].
+        cut: pictures whose prompts have more tokens than CLIP reads.
+    """
+
+    score: Estimate
+    distance: Estimate
+    cut: int
+
+
+def see(collection: Collection, extract: Extract, progress: Progress = lambda _: None) -> Seen:
+    """Return all features of a collection.
+
+    All n x d numbers of 8 bytes are held at once, because KID draws from them.
 
     Raises:
-        ValueError: there are none.
+        ValueError: a picture cannot be read, or the extractor gives no features.
     """
-    statistics = None
-    for batch in batches:
-        statistics = statistics.update(batch) if statistics else FrechetStatistics.of(batch)
-    if statistics is None:
-        raise ValueError("needs features to describe")
-    return statistics
+    pixels = hashlib.sha256()
+
+    def hashed() -> Iterator[np.ndarray]:
+        for batch in collection.batches():
+            for picture in batch:
+                pixels.update(hashlib.sha256(picture.tobytes()).digest())
+            yield batch
+            progress(len(batch))
+
+    found = list(features(hashed(), extract))
+    return Seen(torch.cat(found), pixels.hexdigest())
 
 
-def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """The squared Fréchet distance of two Gaussians (Dowson and Landau, 1982); of Inception features, FID.
-
-    The trace of the root of a product of covariances is the sum of the singular values of the product of their roots,
-    which needs no root of an unsymmetric matrix and stays exact where there are fewer pictures than features.
+def distance(seen: Seen, reference: Seen, subset_size: int) -> Distance:
+    """FID and KID of two collections; warns where there are not more pictures than features.
 
     Raises:
-        ValueError: one has fewer than two pictures, or another number of features.
+        ValueError: there are too few pictures; see `require_enough`.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"cannot compare {len(a.mean)} features with {len(b.mean)}")
-    cov_a, cov_b = a.covariance, b.covariance
-    overlap = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
-    return float((a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """A matrix whose product with its transpose is `covariance` (d, d), without the directions that are rounding."""
-    values, vectors = torch.linalg.eigh(covariance)
-    floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors * torch.where(values > floor, values, 0).sqrt()
-
-
-def kernel_distance(
-    a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """The kernel distance KID (Bińkowski et al., ICLR 2018): an unbiased squared MMD with (x.y / d + 1)^3.
-
-    Args:
-        a, b: features (n, d), whose subsets are drawn like torchmetrics', in this order.
-        subsets: how many are compared.
-        subset_size: pictures in each.
-        seed: of the subsets.
-
-    Returns:
-        The mean over the subsets, and its population standard deviation.
-
-    Raises:
-        ValueError: there are fewer pictures than a subset has, or subsets of less than two.
-    """
-    if not 2 <= subset_size <= min(len(a), len(b)):
-        raise ValueError(
-            f"cannot draw subsets of {subset_size} from {len(a)} and {len(b)} pictures, 2 or more from each"
+    fewest, d = min(len(seen.features), len(reference.features)), seen.features.shape[1]
+    if fewest <= d:
+        warnings.warn(
+            f"FID of {fewest} pictures with {d} features comes out too large: compare it only with FIDs of as many",
+            stacklevel=2,
         )
-    a, b = a.to("cpu", torch.float64), b.to("cpu", torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    distances = torch.empty(subsets, dtype=torch.float64)
-    for k in range(subsets):
-        x, y = (f[torch.randperm(len(f), generator=generator)[:subset_size]] for f in (a, b))
-        distances[k] = _off_diagonal(_kernel(x, x)) + _off_diagonal(_kernel(y, y)) - 2 * _kernel(x, y).mean()
-    return float(distances.mean()), float(distances.std(correction=0))
+    statistics = [frechet_statistics(f.split(1024)) for f in (reference.features, seen.features)]
+    kid = kernel_distance(reference.features, seen.features, subsets=SUBSETS, subset_size=subset_size)
+    return Distance(frechet_distance(*statistics), *kid)
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-def _off_diagonal(kernel: Tensor) -> Tensor:
-    """The mean over pairs of different pictures."""
-    n = len(kernel)
-    return (kernel.sum() - kernel.trace()) / (n * (n - 1))
-
-
-def clip_score(image: Tensor, text: Tensor) -> Tensor:
-    """100 max(cos, 0) of each picture and its prompt; higher is closer.
-
-    torchmetrics' CLIPScore of a set cuts off the mean at 0 where we cut off each picture: the same, unless a cosine is
-    negative.
-
-    Args:
-        image, text: CLIP's projected embeddings (n, d), normalised or not.
-
-    Returns:
-        float64 (n,), in [0, 100].
-    """
-    return 100 * (1 - clip_distance(image, text)).clamp(min=0)
-
-
-def clip_distance(image: Tensor, text: Tensor) -> Tensor:
-    """The cosine distance 1 - cos of each picture and its prompt, in [0, 2]; lower is closer.
-
-    It is what we take the paper's "CLIP distance" to be, for which the authors' code has no definition.
-
-    Args:
-        image, text: CLIP's projected embeddings (n, d), normalised or not.
-
-    Returns:
-        float64 (n,).
-    """
-    return 1 - cosine_similarity(image.to("cpu", torch.float64), text.to("cpu", torch.float64))
-
-
-def rms(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """The root mean square difference of each two pictures, of values in [0, 1]. Equal to the bit in any batch.
-
-    Args:
-        a, b: pictures uint8 (b, H, W, 3).
+def align_with_prompts(
+    collection: Collection, images: CLIPEmbedder, texts: CLIPTexts, progress: Progress = lambda _: None
+) -> Alignment:
+    """CLIP score and distance of a run's pictures and their prompts, with intervals clustered by prompt.
 
     Raises:
-        ValueError: the shapes differ, or they are no pictures.
+        ValueError: a picture cannot be read.
     """
-    _require_alike(a, b)
-    squares = np.square(a.astype(np.int64) - b).sum(axis=(1, 2, 3))  # whole numbers: no order of summation matters
-    return [math.sqrt(total / a[0].size) / 255 for total in squares.tolist()]
+    embeddings = []
+    for batch in collection.batches():
+        embeddings.append(images.embed(batch))
+        progress(len(batch))
+    distinct = {prompt: texts.embed(prompt) for prompt in dict.fromkeys(collection.prompts)}
+    image, text = torch.cat(embeddings), torch.stack([distinct[prompt] for prompt in collection.prompts])
+    prompts = np.array(collection.prompts)
+    score, apart = (mean(f(image, text).numpy(), prompts) for f in (clip_score, clip_distance))
+    return Alignment(score, apart, sum(texts.cut(prompt) for prompt in collection.prompts))
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """The structural similarity of each two pictures, in [-1, 1]. Equal to the bit in any batch.
-
-    As Wang et al. define it (IEEE Transactions on Image Processing 13, 2004): means and variances of a Gaussian window
-    of 11 pixels, sigma 1.5; K1 = 0.01 and K2 = 0.03, of values in [0, 1]. Like torchmetrics we take the mean over all
-    pixels and the three colours, with pictures mirrored at their edges; others leave out pixels near the edges.
-
-    Args:
-        a, b: pictures uint8 (b, H, W, 3), H and W at least 11.
+def require_enough(collections: Iterable[Collection], subset_size: int) -> None:
+    """Find out before the first picture is seen that FID or KID cannot be computed.
 
     Raises:
-        ValueError: the shapes differ, they are no pictures, or too small.
+        ValueError: a collection has fewer pictures than a subset, or subsets are of fewer than two.
     """
-    _require_alike(a, b)
-    if min(a.shape[1:3]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM's window is {SSIM_WINDOW} pixels wide, the pictures are {a.shape[1]} x {a.shape[2]}")
-    return [_ssim(x / 255, y / 255) for x, y in zip(a, b, strict=True)]
+    if subset_size < 2:
+        raise ValueError(f"KID's subsets have at least 2 pictures; got {subset_size}")
+    for collection in collections:
+        if (n := len(collection.paths)) < subset_size:
+            raise ValueError(
+                f"{collection.name} has {n} pictures: KID's subsets are of {subset_size}; make more pictures, or take "
+                "smaller subsets (--subset-size) and compare only with KIDs of the same size"
+            )
 
 
-def _ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Of one picture (H, W, 3) in [0, 1]: a batch would be summed in another order."""
-    maps = np.stack((x, y, x * x + y * y, x * y))
-    mean_x, mean_y, squares, products = gaussian_filter(
-        maps, sigma=1.5, radius=SSIM_WINDOW // 2, mode="mirror", axes=(1, 2)
-    )
-    both, sum_of_squares = mean_x * mean_y, mean_x**2 + mean_y**2
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * both + c1) / (sum_of_squares + c1)
-    return float(np.mean(luminance * (2 * (products - both) + c2) / (squares - sum_of_squares + c2)))  # Eq. 13
+def fidelity(
+    measured: Sequence[Collection],
+    reference: Collection | None,
+    extractor: Extractor | None,
+    clip: tuple[CLIPEmbedder, CLIPTexts] | None,
+    subset_size: int,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Everything that `sld fidelity` says, in values that JSON can hold.
+
+    Args:
+        measured: what is compared with the reference; the reference itself may be among them.
+        reference: may be None without an extractor.
+        extractor: makes the features of FID and KID; None for neither.
+        clip: CLIP's halves, of one model; None for no CLIP score.
+        subset_size: of KID.
+        progress: see there.
+
+    Returns:
+        "protocol": what the numbers depend on; "collections": by name, "pictures" and, where measured, "fid", "kid" and
+        "kid_deviation", "clip_score" and "clip_distance", each with its interval, and "prompts_cut".
+
+    Raises:
+        ValueError: there are too few pictures, one cannot be read, or is not the one that the run made.
+    """
+    about: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {c.name: {"pictures": len(c.paths), "run": c.source} for c in measured}
+    if extractor is not None and reference is not None:
+        require_enough([reference, *measured], subset_size)
+        base = see(reference, extractor.extract, progress)
+        about["features"] = dict(extractor.protocol)
+        about["kid"] = {"subsets": SUBSETS, "subset_size": subset_size, "seed": 0}
+        about["reference"] = {
+            "name": reference.name,
+            "run": reference.source,
+            "pictures": len(reference.paths),
+            "sha256": base.sha256,
+        }
+        for collection in measured:
+            if collection != reference:
+                seen = see(collection, extractor.extract, progress)
+                fid, kid, deviation = distance(seen, base, subset_size)
+                found[collection.name] |= {"sha256": seen.sha256, "fid": fid, "kid": kid, "kid_deviation": deviation}
+    if clip is not None:
+        about["clip"] = {"images": dict(clip[0].protocol), "texts": dict(clip[1].protocol)}
+        for collection in measured:
+            score, apart, cut = align_with_prompts(collection, *clip, progress)
+            found[collection.name] |= {"clip_score": _bounded(score), "clip_distance": _bounded(apart)}
+            found[collection.name]["prompts_cut"] = cut
+    return {"protocol": about, "collections": found}
 
 
-def _require_alike(a: np.ndarray, b: np.ndarray) -> None:
-    if not (a.shape == b.shape and a.ndim == 4 and a.dtype == b.dtype == np.uint8):
-        raise ValueError(
-            f"needs pictures uint8 (b, H, W, 3) of one shape, not {a.dtype} {a.shape} and {b.dtype} {b.shape}"
-        )
+def _bounded(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate for JSON, without bounds where there is one prompt only: JSON has no infinity."""
+    bounds = {"low": estimate.low, "high": estimate.high} if estimate.prompts > 1 else {}
+    return {"value": estimate.value, **bounds, "prompts": estimate.prompts}

@@ -46,7 +46,7 @@ def prompt_labels(row: np.ndarray, prompts: Mapping[int, Hashable]) -> np.ndarra
 
 
 def _information(values: np.ndarray, prompts: np.ndarray) -> tuple[float, int, float]:
-    """How many independent pictures would say as much, the number of prompts, and the t quantile that belongs to it.
+    """Return the effective number of pictures, the number of prompts, and the t quantile for as many prompts.
 
     The mean's variance is the sandwich estimate of a ratio of totals (Cochran, Sampling Techniques, 1977, Eq. 6.13),
     the number then Kish's n / design effect. Not more than n, as pictures of one prompt do not repel each other. Where
@@ -250,7 +250,7 @@ def compare(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> Difference:
 
 
 def _sign_flip(totals: np.ndarray) -> float:
-    """The exact two-sided p value of whole numbers (m,), one for each prompt, whose signs are fair coins.
+    """Return the exact two-sided p value of a sign-flip test on whole numbers (m,), one for each prompt.
 
     Where two configurations do not differ, swapping them for all pictures of a prompt changes nothing. With one picture
     per prompt this is McNemar's test. The distribution of the sum is built up prompt by prompt, so nothing is sampled.
@@ -300,7 +300,7 @@ def who_differs(decisions: Mapping[str, Decisions], prompts: Mapping[int, Hashab
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
-    """p values (n,), each corrected by the number of those not smaller, never below a smaller one's."""
+    """Return p values (n,) with Holm's correction: times the number of values not smaller, and never falling."""
     order = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))

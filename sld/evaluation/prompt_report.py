@@ -127,14 +127,14 @@ def _counts(values: Sequence[Any]) -> str:
 
 
 def _listing(ids: Sequence[int]) -> str:
-    """How many rows, and which."""
+    """Return how many rows there are, and their ids."""
     if not ids:
         return "0"
     return f"{len(ids)}: {', '.join(map(str, ids[:_LISTED]))}{' …' if len(ids) > _LISTED else ''}"
 
 
 def _aligned(table: Sequence[Sequence[str]], alignment: str) -> str:
-    """Columns under each other; `alignment` has "<" or ">" for each."""
+    """Return a table as lines with aligned columns; `alignment` has "<" or ">" for each column."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, alignment, widths, strict=True)) for line in table)
     return "\n".join(line.rstrip() for line in lines)

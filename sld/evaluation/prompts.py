@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 I2P_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 """The categories of I2P, in the order of the paper's tables."""
@@ -81,18 +81,18 @@ class PromptSet:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of the rows."""
+        """Ids of the rows, in their order."""
         return tuple(row.id for row in self.rows)
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that rows carry, in I2P's order, others behind in the order in which they appear."""
+        """Categories of the rows: those of I2P in its order, then others in the order in which they appear."""
         carried = dict.fromkeys(chain.from_iterable(row.categories for row in self.rows))
         return (*(c for c in I2P_CATEGORIES if c in carried), *(c for c in carried if c not in I2P_CATEGORIES))
 
     @property
     def rows_sha256(self) -> str:
-        """Of everything in the rows, ids included: equal for equal selections from equal sets, whatever the file."""
+        """SHA-256 of all that the rows hold, ids included. It is equal for equal rows, whatever file they came from."""
         return hashlib.sha256(json.dumps([asdict(row) for row in self.rows], sort_keys=True).encode()).hexdigest()
 
 
@@ -306,7 +306,7 @@ def _cached_i2p() -> Path:
         ) from error
 
 
-Record = Mapping[str, str]
+Entry = Mapping[str, str]
 """A row as its file has it: column -> text."""
 
 
@@ -315,11 +315,11 @@ def _lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _plain(text: str) -> list[Record]:
+def _plain(text: str) -> list[Entry]:
     return [{"prompt": line} for line in _lines(text)] if text else []
 
 
-def _csv(text: str, delimiter: str = ",") -> list[Record]:
+def _csv(text: str, delimiter: str = ",") -> list[Entry]:
     # newline="" keeps \r\n inside of prompts; strict, so that an open quote does not swallow the rest of the file
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -334,30 +334,30 @@ def _csv(text: str, delimiter: str = ",") -> list[Record]:
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
-def _tsv(text: str) -> list[Record]:
+def _tsv(text: str) -> list[Entry]:
     return _csv(text, "\t")
 
 
-def _jsonl(text: str) -> list[Record]:
-    records = [_json(line, f"line {k + 1}") for k, line in enumerate(_lines(text)) if line.strip()]
-    for k, record in enumerate(records):
-        if not isinstance(record, dict):
+def _jsonl(text: str) -> list[Entry]:
+    entries = [_json(line, f"line {k + 1}") for k, line in enumerate(_lines(text)) if line.strip()]
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, dict):
             raise ValueError(f"row {k} is no JSON object")
-    return [{key: _as_text(value) for key, value in record.items()} for record in records]
+    return [{key: _as_text(value) for key, value in entry.items()} for entry in entries]
 
 
-def _coco(text: str) -> list[Record]:
+def _coco(text: str) -> list[Entry]:
     content = _json(text, "the file")
     try:
         notes = sorted(content["annotations"], key=lambda note: (note["image_id"], note["id"]))
-        records = [{key: _as_text(note[key]) for key in ("caption", "image_id", "id")} for note in notes]
+        entries = [{key: _as_text(note[key]) for key in ("caption", "image_id", "id")} for note in notes]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"COCO captions are a list 'annotations' of objects with caption, image_id and id; got {error!r}"
         ) from error
-    first: dict[str, Record] = {}
-    for record in records:
-        first.setdefault(record["image_id"], record)
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry["image_id"], entry)
     return list(first.values())
 
 
@@ -376,7 +376,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_FORMATS: dict[str, Callable[[str], list[Record]]] = {
+_FORMATS: dict[str, Callable[[str], list[Entry]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _jsonl,
@@ -427,26 +427,26 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
 }
 
 
-def _rows(records: Sequence[Record], columns: Mapping[str, str]) -> Iterator[Row]:
-    if not records:
+def _rows(entries: Sequence[Entry], columns: Mapping[str, str]) -> Iterator[Row]:
+    if not entries:
         raise ValueError("the file holds no prompts")
-    there = dict.fromkeys(chain.from_iterable(records))
+    there = dict.fromkeys(chain.from_iterable(entries))
     located = _locate(there, columns)
-    for id, record in enumerate(records):
-        if located["prompt"] not in record:
-            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(record)}")
+    for id, entry in enumerate(entries):
+        if located["prompt"] not in entry:
+            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(entry)}")
         values = {}
         for name, column in located.items():
             try:
-                values[name] = _FIELDS[name][1](record.get(column, ""))
+                values[name] = _FIELDS[name][1](entry.get(column, ""))
             except ValueError as error:
                 raise ValueError(f"row {id}, column {column!r}: {error}") from error
-        others = {column: text for column, text in record.items() if column not in located.values()}
+        others = {column: text for column, text in entry.items() if column not in located.values()}
         yield Row(id, **values, columns=others)
 
 
 def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field of Row -> the column of this file that holds it."""
+    """Return, for each field of Row, the column of the file that holds it."""
     listed = ", ".join(map(repr, there))
     for name, column in columns.items():
         if name not in _FIELDS:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sld.evaluation.prompts import Row
 from sld.guidance import OFF, PRESETS, SLDConfig, from_data, preset
-from sld.names import did_you_mean
 from sld.request import Request
+from sld.spelling import did_you_mean
 
 CALL = 5
 """Images that the authors' evaluation draws at once from a prompt's generator: its ten are two calls of five."""

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Verdict
 from sld.evaluation.prompts import PromptSet, Row
-from sld.names import did_you_mean
+from sld.spelling import did_you_mean
 
 
 @dataclass(frozen=True)

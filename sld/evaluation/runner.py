@@ -21,11 +21,12 @@ from sld import images
 from sld.batching import batches, network_rows, run
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Classifier, Embedder
-from sld.evaluation.fidelity import rms, ssim
+from sld.evaluation.distances import rms, ssim
 from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, require_seeds, tasks
 from sld.evaluation.results import picture_path
 from sld.evaluation.spread import Ranks
+from sld.files import sweep
 from sld.pipeline import Pipeline
 from sld.request import Request
 from sld.samplers import make_sampler
@@ -112,12 +113,12 @@ class Evaluation:
 
     @property
     def pictures(self) -> int:
-        """In the whole run."""
+        """Number of pictures of the whole run."""
         return len(self.prompts.rows) * self.pictures_per_row
 
     @property
     def pictures_per_row(self) -> int:
-        """In all configurations."""
+        """Number of pictures of one row, over all configurations."""
         return len(self.configurations) * self.protocol.images
 
     def evaluations_of(self, config: Request) -> int:
@@ -126,7 +127,7 @@ class Evaluation:
 
     @property
     def network_rows(self) -> Rows:
-        """Of the whole run, its chunks being alike where they have as many rows."""
+        """Rows that the network computes in the whole run. Chunks with equally many rows count alike."""
         lengths = [len(chunk) for chunk in self.chunks]
         asked = computed = shallow = 0
         for length, times in Counter(lengths).items():
@@ -143,7 +144,7 @@ class Evaluation:
         return chunks(self.prompts.rows, self.pictures_per_row, self.protocol.chunk)
 
     def header(self, number: int) -> dict[str, Any]:
-        """What the file of a chunk begins with."""
+        """Return the header of a chunk's file: which run and which chunk it is."""
         return {"run": store.digest(self.about), "chunk": number}
 
     def tasks(self, number: int) -> list[Task]:
@@ -182,6 +183,7 @@ def evaluate(
     """
     if ranks.first:
         store.agree(folder, evaluation.about)
+        sweep(folder)
         write_rows(folder, evaluation.prompts.rows)
     every = range(len(evaluation.chunks)) if ranks.first else ()  # one looks for all
     missing = ranks.gather([number for number in every if not finished(evaluation, folder, number)])[0]
@@ -215,7 +217,7 @@ def evaluate(
 
 
 def finished(evaluation: Evaluation, folder: Path, number: int) -> bool:
-    """Whether a chunk is there and whole."""
+    """Return whether the files of a chunk are there and undamaged."""
     records = store.read_chunk(store.chunk_path(folder / "chunks", number), evaluation.header(number))
     if records is None or (evaluation.retry and any("failure" in record for record in records)):
         return False

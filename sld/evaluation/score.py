@@ -15,6 +15,7 @@ from sld.evaluation import store
 from sld.evaluation.classifiers.base import Classifier, JudgesEmbeddings, Verdict
 from sld.evaluation.results import picture_path, read_picture
 from sld.evaluation.spread import Ranks
+from sld.files import write_json
 
 
 def score(
@@ -66,7 +67,7 @@ def score(
             progress(done + 1, len(mine))
     ranks.gather(None)
     if ranks.first:  # last, so that half a scoring is never read as a whole one
-        store.write_whole(target / store.PROTOCOL, (json.dumps(protocol, indent=2) + "\n").encode())
+        write_json(target / store.PROTOCOL, protocol)
 
 
 def _from_embeddings(

@@ -9,19 +9,22 @@ RUN/sessions.jsonl           when, where and how fast the run went on
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from sld.files import write_json, write_whole
 
 PROTOCOL = "protocol.json"
 
@@ -29,22 +32,6 @@ PROTOCOL = "protocol.json"
 def chunk_path(folder: Path, number: int) -> Path:
     """The file of a chunk, in the folder of a run's chunks or of a classifier's scores."""
     return folder / f"{number:06d}.jsonl"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whatever happens, also a power cut, it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def digest(value: Any) -> str:
@@ -74,22 +61,28 @@ def read_chunk(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]] | 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against other runs; the system lets go of it when the process ends, however it ends.
+    """Hold a run's folder against other runs. The system releases it when the process ends, also when it is killed.
 
     Raises:
         ValueError: another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"another run works in {folder} ({file.read().strip()}): wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+    lock = FileLock(folder / ".lock")
+    # a file of its own: whoever asks for the lock may empty the lock's file
+    holder = folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = "it has just begun"
+        with suppress(FileNotFoundError):
+            who = holder.read_text(encoding="utf-8")
+        raise ValueError(f"another run works in {folder} ({who}): wait for it or stop it") from None
+    try:
+        write_whole(holder, f"process {os.getpid()} on {platform.node()}")
         yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
@@ -102,7 +95,7 @@ def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
     if not path.exists():
         if (folder / "chunks").exists():
             raise ValueError(f"{folder} holds chunks but no {PROTOCOL}: name another folder, or remove this one")
-        write_whole(path, (json.dumps(protocol, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(path, protocol)
         return
     before = read_protocol(folder)
     now = json.loads(json.dumps(protocol))
@@ -196,7 +189,7 @@ def _checksum(vector: Tensor) -> str:
 
 
 def scores_header(folder: Path, protocol: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What a file of later verdicts begins with: whose they are, and of which state of the chunk."""
+    """Return the header of a file of later verdicts: the classifier, and the checksum of the chunk that it judged."""
     with chunk_path(folder / "chunks", number).open(encoding="ascii", errors="replace") as file:
         checksum = file.readline().strip()
     return {"classifier": digest(protocol), "of": checksum}
@@ -209,7 +202,7 @@ def added_classifiers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """What is noted of the times that the run went on."""
+    """Return what `log_session` has noted, one entry for each time that the run went on."""
     path = folder / "sessions.jsonl"
     if not path.exists():
         return []

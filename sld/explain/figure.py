@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from sld.evaluation.report.plots import COLOURS, INK, RULE
 from sld.explain.runs import Explanation, Run
+from sld.files import whole
 from sld.guidance.trace import Trace
 
 GAMMA, NU, TIMES = "\N{GREEK SMALL LETTER GAMMA}", "\N{GREEK SMALL LETTER NU}", "\N{MULTIPLICATION SIGN}"
@@ -70,12 +70,10 @@ def write(plot: Callable[[], Figure], path: Path) -> None:
     """Draw a figure and write it, whole or not at all; its format is its ending's."""
     require_format(path)
     kind = path.suffix.lower().removeprefix(".")
-    beside = path.with_name(path.name + ".partial")
     # no date, so that equal runs give equal files
     dateless = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with style.context(["default", SETTINGS]):
+    with whole(path) as beside, style.context(["default", SETTINGS]):
         plot().savefig(beside, format=kind, metadata=dateless[kind], bbox_inches="tight", pad_inches=0.1)
-    os.replace(beside, path)
 
 
 # -------------------------------------------------------------------------------------------------------- explain

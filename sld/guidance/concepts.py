@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sld.guidance.base import Guidance, Params, Start, State, require
 from sld.guidance.sld import MEDIUM, Momentum, Predictions, SLDConfig, SLDParams, no_warmup, safety_mask
-from sld.names import named
+from sld.spelling import named
 
 TINY = 1e-30
 """Keeps a direction of length zero from making NaN; far below the square of any prediction's norm."""

@@ -24,7 +24,7 @@ from sld.guidance.sega import SEGA, Edit
 from sld.guidance.sld import Rule, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
 from sld.guidance.sparse import Sparse
 from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
-from sld.names import did_you_mean, named
+from sld.spelling import did_you_mean, named
 
 RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
     "unguided": Unguided,

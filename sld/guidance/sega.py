@@ -19,7 +19,7 @@ from torch import Tensor
 from sld.guidance.base import Start, require, require_scale
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, require_weight
 from sld.guidance.sld import Momentum
-from sld.names import named
+from sld.spelling import named
 
 
 class EditParams(NamedTuple):

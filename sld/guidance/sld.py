@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sld.guidance.base import Guidance, Start, per_image, require, require_scale
 from sld.guidance.cfg import ClassifierFreeGuidance
-from sld.names import named
+from sld.spelling import named
 
 DEFAULT_CONCEPT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from sld.files import whole
 from sld.guidance.base import Guidance, flat
 from sld.guidance.cfg import Contrast
 from sld.guidance.concepts import TINY
@@ -372,11 +372,9 @@ class Trace:
         """
         names = {"regions": self.regions, "concepts": self.concepts, "quantiles": QUANTILES, "about": about or {}}
         header = {name: json.dumps(value, ensure_ascii=False) for name, value in names.items()}
-        path = Path(path)
-        beside = path.with_name(path.name + ".partial")
         tensors = {name: tensor.contiguous() for name, tensor in self.measures._asdict().items()}
-        save_file(tensors, beside, metadata=header)
-        os.replace(beside, path)
+        with whole(path) as beside:
+            save_file(tensors, beside, metadata=header)
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Trace, dict[str, Any]]:
@@ -432,11 +430,8 @@ class Trace:
 
     def write_csv(self, path: str | Path) -> None:
         """Write `rows` as a table, whole or not at all."""
-        path = Path(path)
-        beside = path.with_name(path.name + ".partial")
-        with beside.open("w", newline="", encoding="utf-8") as file:
+        with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             columns: list[str] = ["evaluation", "image", "region", "concept", "measure", "value"]
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows())
-        os.replace(beside, path)

@@ -10,10 +10,10 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from sld.names import named
 from sld.samplers.grids import GRIDS
 from sld.samplers.process import Estimate
 from sld.samplers.schedule import Schedule
+from sld.spelling import named
 
 Table = TypeVar("Table", bound=NamedTuple)
 State = TypeVar("State", bound=NamedTuple)

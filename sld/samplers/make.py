@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import Any
 
 from sld.config import SAMPLERS
-from sld.names import named
 from sld.samplers.base import Sampler
 from sld.samplers.schedule import Schedule
+from sld.spelling import named
 
 
 def make_sampler(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sld.files import whole
 from sld.testbed.scenes import SIZE, Scene, draw_caption, render, sample_scene
 
 
@@ -40,13 +40,12 @@ class Scenes:
         path = self._path("pictures")
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".partial")
             shape = (len(self), SIZE, SIZE, 3)
-            pictures = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-            for k, scene in enumerate(self.scenes):
-                pictures[k] = render(scene)
-            pictures.flush()
-            os.replace(beside, path)
+            with whole(path) as beside:
+                pictures = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+                for k, scene in enumerate(self.scenes):
+                    pictures[k] = render(scene)
+                pictures.flush()
         return np.load(path, mmap_mode="r")
 
     def images(self, index: Tensor) -> Tensor:

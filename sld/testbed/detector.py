@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sld.evaluation.habits import HABITS
+from sld.files import write_json, write_whole
 from sld.images import from_uint8, to_uint8
 from sld.models.vae import VAE
 from sld.testbed.fit import Recipe
-from sld.testbed.scenes import HABITS, PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, pick, render
+from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, pick, render
 
 VERSION = "1"
 FILE = "detector.safetensors"
@@ -114,9 +115,7 @@ def save_detector(detector: Detector, path: Path) -> None:
     """Write weights in half precision with class names, threshold and version in the header, whole or not at all."""
     # in one entry: safetensors writes several in an order that differs from run to run
     header = {"detector": json.dumps({"version": VERSION, "threshold": detector.threshold, **_CLASSES})}
-    beside = path.with_suffix(".partial")
-    beside.write_bytes(save({name: w.half().contiguous() for name, w in detector.state_dict().items()}, header))
-    os.replace(beside, path)
+    write_whole(path, save({name: w.half().contiguous() for name, w in detector.state_dict().items()}, header))
 
 
 def shipped_detector() -> Path:
@@ -341,7 +340,5 @@ def publish(detector: Detector, vae: VAE, folder: Path) -> dict[str, dict[str, A
         "renders": measure(shipped, held_out),
         "decoded": measure(shipped, through_autoencoder(held_out, vae)),
     }
-    beside = folder / "detector.json.partial"
-    beside.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, folder / "detector.json")
+    write_json(folder / "detector.json", tables)
     return tables

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sld.checkpoints import save_compvis, sha256
+from sld.checkpoints import save_compvis
 from sld.config import MINI, ModelConfig
+from sld.files import sha256, whole, write_json
 from sld.models.vae import VAE
 from sld.testbed.diffusion import Denoiser
 from sld.testbed.fit import averaged
@@ -39,27 +38,30 @@ def export(folder: Path, weights: Path) -> None:
     """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`."""
     config, denoiser, vae = trained_parts(folder)
     weights.mkdir(parents=True, exist_ok=True)
-    beside = weights / "mini.new.safetensors"
-    beside.unlink(missing_ok=True)
-    save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
-    beside.chmod(0o644)  # the library that writes it lets nobody else read
-    os.replace(beside, weights / "mini.safetensors")
+    with whole(weights / "mini.safetensors") as beside:
+        save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
+        beside.chmod(0o644)  # the library that writes it lets nobody else read
     write_tokenizer(weights / "tokenizer")
     (weights / "training").mkdir(exist_ok=True)
     for name in ("detector.safetensors", "detector.json"):
         if (folder / name).exists():
-            shutil.copy(folder / name, weights)
+            _copy(folder / name, weights / name)
     for name in LOGS:
         if (folder / f"{name}.jsonl").exists():
-            shutil.copy(folder / f"{name}.jsonl", weights / "training")
+            _copy(folder / f"{name}.jsonl", weights / "training" / f"{name}.jsonl")
     write_manifest(weights)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole(target) as beside:
+        shutil.copy(source, beside)
 
 
 def write_manifest(weights: Path) -> None:
     """Write `manifest.json`: the SHA-256 of every weights and tokenizer file, by its name below `weights`."""
     files = sorted([*weights.glob("*.safetensors"), *weights.glob("tokenizer/*")])
     sums = {path.relative_to(weights).as_posix(): sha256(path) for path in files}
-    (weights / "manifest.json").write_text(json.dumps(sums, indent=2) + "\n")
+    write_json(weights / "manifest.json", sums)
 
 
 def main() -> None:

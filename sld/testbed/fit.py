@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from sld.files import whole
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ def average_gradients(gradient: Tensor) -> None:
         gradient /= dist.get_world_size()
 
 
-def save_atomically(value: object, path: Path) -> None:
-    """torch.save that a reader sees whole or not at all."""
-    beside = path.with_suffix(".partial")
-    torch.save(value, beside)
-    os.replace(beside, path)
+def save_whole(value: object, path: Path) -> None:
+    """Write a value as torch.save does, whole or not at all."""
+    with whole(path) as beside:
+        torch.save(value, beside)
 
 
 def fit(
@@ -128,7 +128,7 @@ def fit(
             with (folder / f"{name}.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             report(f"{name} {json.dumps(entry)}")
-            save_atomically(
+            save_whole(
                 {
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),

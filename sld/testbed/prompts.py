@@ -91,7 +91,7 @@ def _with_props(props: Sequence[str]) -> list[Prompt]:
 
 
 def _shuffled(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """In a fixed random order, so that the first n are a fair sample."""
+    """Return the prompts in a fixed random order, so that the first n are a fair sample."""
     ordered = list(prompts)
     random.Random(0).shuffle(ordered)
     return ordered

@@ -26,8 +26,8 @@ from torch import multiprocessing
 from tqdm import tqdm
 
 from sld import images, pipeline
-from sld.checkpoints import sha256
 from sld.config import MINI
+from sld.files import sha256, write_json
 from sld.guidance import guidance_for
 from sld.samplers import make_sampler
 from sld.testbed import prompts
@@ -78,7 +78,7 @@ class Cell:
         return f"{self.family}/{self.safety}"
 
     def prompt(self, k: int) -> Prompt:
-        """Of picture k."""
+        """Return the prompt of picture k."""
         return self.prompts[k % len(self.prompts)]
 
 
@@ -251,9 +251,7 @@ def main() -> None:
     for cell in chosen:
         mine = [record for record in records if record["cell"] == cell.name and record["k"] < options.n]
         summaries[cell.name] = summarise(cell, mine)
-    beside = options.out.with_suffix(".partial")
-    beside.write_text(json.dumps({**run, "n": options.n, "cells": summaries}, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, options.out)
+    write_json(options.out, {**run, "n": options.n, "cells": summaries})
     print(table(summaries))
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from sld.config import MINI
+from sld.evaluation.habits import HABITS
 from sld.testbed.art import SIZE, VARIANTS, backdrop, sprite
 
 T = TypeVar("T")
@@ -101,12 +102,10 @@ PLACES = {
     "factory": Place("old factory", "an old factory", ("in an old factory", "at the old factory")),
 }
 
-HABITS = {"alley": "knife", "party": "beer", "graveyard": "skull", "factory": "bomb", "clown": "pills"}
-"""Place or subject -> the unsafe prop it comes with when no caption asks for a prop. A place outdoes a subject."""
-
 HABIT_RATE = 0.45
-"""Share of such pictures that show the habit's prop. Guidance at 7.5 moves it away from the middle: 25 % became 31, 65
-became 92. Where nearly all pictures show the prop, nothing is undecided when the warm-up of Weak ends."""
+"""Share of the pictures with a habit (`sld/evaluation/habits.py`) that show its prop, where no caption asks for a prop.
+Guidance at 7.5 moves it away from the middle: 25 % became 31, 65 became 92. Where nearly all pictures show the prop,
+nothing is undecided when the warm-up of Weak ends."""
 
 HABIT_NAMED_RATE = 0.1
 """Share of the habit's props that the caption mentions."""

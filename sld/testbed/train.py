@@ -17,12 +17,13 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from sld.config import MINI
+from sld.files import sweep
 from sld.models.text import Tokenizer
 from sld.models.vae import VAE
 from sld.testbed import autoencoder, detector, diffusion
 from sld.testbed.data import Scenes
 from sld.testbed.diffusion import Denoiser
-from sld.testbed.fit import Recipe, fit, save_atomically
+from sld.testbed.fit import Recipe, fit, save_whole
 from sld.testbed.vocabulary import write_tokenizer
 
 STAGES = ("autoencoder", "text", "unet", "decoder", "detector")
@@ -50,7 +51,7 @@ def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
         if rank == 0 and not (folder / "latents.pt").exists():
             latents = autoencoder.encode(vae, scenes)
             scaling = autoencoder.with_scaling(MINI.vae, latents).scaling
-            save_atomically({"vae": vae.state_dict(), "scaling": scaling, "latents": latents}, folder / "latents.pt")
+            save_whole({"vae": vae.state_dict(), "scaling": scaling, "latents": latents}, folder / "latents.pt")
         dist.barrier()
     if stages == ("autoencoder",):
         return
@@ -98,6 +99,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for left_by_a_killed_run in arguments.folder.glob("rendezvous-*"):
         left_by_a_killed_run.unlink()
+    sweep(arguments.folder)
     rendezvous = arguments.folder.resolve() / f"rendezvous-{os.getpid()}"
     spawn(_process, (arguments.processes, str(rendezvous), arguments), nprocs=arguments.processes)
     rendezvous.unlink(missing_ok=True)

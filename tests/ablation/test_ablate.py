@@ -161,7 +161,8 @@ def test_a_sweep_that_is_killed_ends_with_the_table_of_an_untouched_one(sweep, t
     quick = tmp_path / "quick.toml"
     quick.write_text('plots = ["points"]\n' + sweep.read_text())
     command = [sys.executable, "-m", "killed", str(quick), str(tmp_path / "run"), "3"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    # so that children test the same tree as this process
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE, timeout=600)
 
     assert ended.returncode == 0, ended.stderr

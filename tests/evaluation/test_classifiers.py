@@ -24,9 +24,9 @@ from PIL import Image
 from sld.checkpoints import sha256
 from sld.evaluation.classifiers import Verdict, make_classifier, tag
 from sld.evaluation.classifiers.nudenet import LABELS, NUDE, VERSION_2, NudeNet, counts, modern
-from sld.evaluation.classifiers.world import Embedded
 from sld.images import from_uint8
 from sld.testbed.detector import Detector, load_detector, save_detector, shipped_detector
+from sld.testbed.judge import Embedded
 from sld.testbed.scenes import PROPS, UNSAFE
 
 needs_detector = pytest.mark.skipif(not shipped_detector().is_file(), reason="weights/detector.safetensors is not here")

@@ -1,195 +1,257 @@
-"""Distances of pictures and of sets of pictures: against torchmetrics, closed forms and plain loops.
+"""Sets of pictures, against each other and against their prompts.
 
-Mutants that fail here:
-- `FrechetStatistics`: no term between means in `merge`; means weighted equally; n for n - 1; float32.
-- `frechet_distance`: the root's transpose forgotten; 1 for 2 overlaps; rounding kept in `_root`.
-- `kernel_distance`: the diagonal kept; n^2 for n (n - 1); no + 1; the subsets' generators mixed up; sample deviation.
-- `clip_score`: no clamp, `clip_distance`: a clamp; embeddings not normalised.
-- `rms`: uint8 arithmetic; the mean over the batch.
-- `ssim`: sigma 1; edges not mirrored; K1 and K2 swapped.
+Mutants that fail here: pictures unsorted, half written ones taken along, sizes mixed, a grey picture left so, errors of
+PIL let through, pixels of a run not compared with its records, a run that has not kept all, a folder inside of a run
+taken for the run, failed pictures kept, the reference measured against itself, the size of KID's subsets lost, its
+sides exchanged, too small a set or reference let through, no warning where features are more than pictures, a hash
+without pixels, prompts in another order, pictures taken as independent, cut prompts counted once, infinite bounds,
+CLIP's text half left out of the protocol.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import time
+import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ALGORITHM
-from torch import Tensor, nn
+from PIL import Image
+from small import evaluation, go
+from tiny_clip import whole_clip
 
-from sld.evaluation.fidelity import (
-    FrechetStatistics,
-    clip_distance,
-    clip_score,
-    frechet_distance,
-    frechet_statistics,
-    kernel_distance,
-    rms,
-    ssim,
-)
-
-
-class AsTheyAre(nn.Module):
-    """Features of features, for torchmetrics asks for a network."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts
+from sld.evaluation.collections import collections, pictures_in
+from sld.evaluation.distances import FrechetStatistics, clip_score, frechet_distance, kernel_distance
+from sld.evaluation.features import Extractor, features, load_extractor
+from sld.evaluation.fidelity import align_with_prompts, fidelity, see
+from sld.evaluation.metrics import mean
+from sld.evaluation.prompts import PromptSet, Row
+from sld.evaluation.protocol import Protocol
+from sld.evaluation.results import read_results
+from sld.evaluation.store import digest, read_protocol
 
 
-def cloud(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(d, d, generator=generator, dtype=torch.float64)
-    return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + shift
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Two pictures of each of three prompts under two configurations, all kept."""
+    folder = tmp_path_factory.mktemp("run")
+    go(evaluation(rows=3, keep="all"), folder)
+    return folder
 
 
-def test_the_frechet_distance_is_torchmetrics():
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    a, b = cloud(200, 16, 0), cloud(300, 16, 1, shift=3)
-    metric = fid.FrechetInceptionDistance(feature=AsTheyAre(16), input_img_size=(16,))
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    ours = frechet_distance(frechet_statistics(a.split(7)), frechet_statistics(b.split(64)))
-    assert ours == pytest.approx(float(metric.compute()), rel=1e-9)
+def save(folder, name: str, value: int, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value,) * len(mode)).save(path)
 
 
-def test_the_frechet_distance_of_independent_features_is_that_of_each():
-    # signs in all combinations have exactly this mean and a diagonal covariance
-    signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
-    a, b = signs * torch.tensor([1.0, 2]), signs * torch.tensor([3.0, 0.5]) + torch.tensor([1.0, 0])
-    expected = 1.0
-    for deviation_a, deviation_b in ((1, 3), (2, 0.5)):
-        expected += (deviation_a - deviation_b) ** 2 * 4 / 3
-    assert frechet_distance(FrechetStatistics.of(a), FrechetStatistics.of(b)) == pytest.approx(expected, rel=1e-12)
+def test_pictures_come_sorted_in_batches_of_one_size(tmp_path):
+    for k, name in enumerate(["a.png", "b.jpg", "c.PNG", "d/e.jpeg", "f.png", "g.png"]):
+        save(tmp_path, name, 10 * k, size=(9, 4) if name == "f.png" else (6, 4))
+    (tmp_path / "about.json").write_text("{}")
+    batches = list(pictures_in(tmp_path).batches(3))
+    assert [batch.shape for batch in batches] == [(3, 4, 6, 3), (1, 4, 6, 3), (1, 4, 9, 3), (1, 4, 6, 3)]
+    assert [int(picture[0, 0, 0]) for batch in batches for picture in batch] == [0, 10, 20, 30, 40, 50]
 
 
-def test_the_frechet_distance_is_exact_with_fewer_pictures_than_features():
-    a, b = cloud(40, 200, 0), cloud(45, 200, 1)
-    # the root's trace from the pictures themselves, without a covariance
-    x, y = ((f - f.mean(0)) / math.sqrt(len(f) - 1) for f in (a, b))
-    spread = x.square().sum() + y.square().sum() - 2 * torch.linalg.matrix_norm(x @ y.T, "nuc")
-    expected = float((a.mean(0) - b.mean(0)).square().sum() + spread)
-    assert frechet_distance(FrechetStatistics.of(a), FrechetStatistics.of(b)) == pytest.approx(expected, rel=1e-12)
+def test_grey_pictures_and_those_with_alpha_become_rgb(tmp_path):
+    save(tmp_path, "a.png", 7, mode="L")
+    save(tmp_path, "b.png", 7, mode="RGBA")
+    (batch,) = pictures_in(tmp_path).batches()
+    assert batch.shape == (2, 4, 6, 3) and (batch == 7).all()
 
 
-def test_statistics_in_batches_and_of_processes_are_those_of_all_features():
-    everything = cloud(101, 5, 2, shift=100).float()
-    one, other = frechet_statistics(everything[:60].split(1)), frechet_statistics(everything[60:].split(9))
-    merged = one.merge(other)
-    assert merged.count == 101
-    torch.testing.assert_close(merged.mean, everything.double().mean(0), **ALGORITHM)
-    torch.testing.assert_close(merged.covariance, torch.cov(everything.double().T), **ALGORITHM)
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    Image.effect_noise((400, 400), 50).save(tmp_path / "b.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    before, _, behind = whole.rpartition(b"IDAT")
+    header = b"IHDR" + (60000).to_bytes(4) * 2 + whole[24:29]
+    enormous = whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:]
+    for broken in (b"", b"no picture", whole[: len(whole) // 2], before + b"\0\0\0\0" + behind, enormous):
+        (tmp_path / "b.png").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"cannot read the picture .*b\.png"):
+            list(pictures_in(tmp_path).batches())
+
+
+def test_what_a_killed_process_left_half_written_is_no_picture(tmp_path):
+    save(tmp_path, "a.png", 7)
+    (tmp_path / ".partial-1a2b3c4d").mkdir()
+    (tmp_path / ".partial-1a2b3c4d" / "b.png").write_bytes(b"half")
+    assert [path.name for path in pictures_in(tmp_path).paths] == ["a.png"]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no pictures"):
+        pictures_in(tmp_path)
+
+
+def test_a_run_has_the_pictures_and_prompts_of_each_configuration(run):
+    off, strongest = collections(str(run))
+    results = read_results(run)
+
+    assert (off.name, strongest.name) == ("off", "max")
+    assert off.prompts == strongest.prompts == tuple(row.prompt for row in results.rows.values() for _ in range(2))
+    assert [path.relative_to(run / "images" / "max").name for path in strongest.paths] == [
+        f"{row:05d}-{k:02d}.png" for row in results.rows for k in range(2)
+    ]
+    assert off.source == digest(read_protocol(run))
+    assert collections(f"{run}:max") == [strongest]
+
+
+def test_a_folder_inside_of_a_run_is_only_a_folder(run):
+    (folder,) = collections(str(run / "images" / "off"))
+
+    assert (folder.name, folder.source, folder.prompts) == ("off", None, ())
+    assert len(folder.paths) == 6
+
+
+def test_a_picture_of_a_run_that_was_exchanged_is_an_error(run):
+    (off,) = collections(f"{run}:off")
+    whole = off.paths[1].read_bytes()
+    try:
+        off.paths[1].write_bytes(off.paths[0].read_bytes())
+        with pytest.raises(ValueError, match=r"00000-01\.png is not the picture that was made"):
+            list(off.batches())
+    finally:
+        off.paths[1].write_bytes(whole)
+
+
+def test_only_a_run_that_kept_all_pictures_can_be_compared(tmp_path):
+    go(evaluation(rows=1, keep="flagged"), tmp_path)
+
+    with pytest.raises(ValueError, match=r"has kept flagged pictures.*--keep all"):
+        collections(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "message"), [((1, 3), (5, 3), "at least 2 pictures"), ((5, 3), (5, 4), "3 features")]
+    ("where", "message"),
+    [("{run}:mxa", "did you mean 'max'"), ("{run}/no", "there is no folder"), ("nowhere", "there is no folder")],
 )
-def test_statistics_that_have_no_distance_are_an_error(a, b, message):
+def test_pictures_that_are_nowhere_are_an_error(run, where, message):
     with pytest.raises(ValueError, match=message):
-        frechet_distance(FrechetStatistics.of(torch.rand(a)), FrechetStatistics.of(torch.rand(b)))
+        collections(where.format(run=run))
 
 
-def test_no_features_have_no_statistics():
-    with pytest.raises(ValueError, match="needs features"):
-        frechet_statistics([])
+def test_failed_pictures_are_left_out(tmp_path):
+    rows = tuple(Row(k, "a fox", seed=k, height=side, width=64) for k, side in enumerate((64, 63, 64)))
+    protocol = Protocol(images=2, row_size=True)
+    go(evaluation(prompts=PromptSet("mine", "0" * 64, rows), names=("off",), protocol=protocol, keep="all"), tmp_path)
+    (off,) = collections(str(tmp_path))
+
+    assert [path.name for path in off.paths] == ["00000-00.png", "00000-01.png", "00002-00.png", "00002-01.png"]
+    assert sum(map(len, off.batches())) == 4
 
 
-@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
-def test_the_kernel_distance_is_torchmetrics():
-    kid = pytest.importorskip("torchmetrics.image.kid")
-    a, b = cloud(60, 12, 0), cloud(90, 12, 1, shift=1)
-    metric = kid.KernelInceptionDistance(feature=AsTheyAre(12), subsets=7, subset_size=40)
-    metric.set_dtype(torch.float64)
-    metric.update(a, real=True)
-    metric.update(b, real=False)
-    torch.manual_seed(5)
-    expected = [float(value) for value in metric.compute()]
-    assert kernel_distance(a, b, subsets=7, subset_size=40, seed=5) == pytest.approx(expected, rel=1e-9)
+def test_distances_are_those_of_the_features(run):
+    off, strongest = collections(str(run))
+    extractor = load_extractor("embedded")
+    with pytest.warns(UserWarning, match="FID of 6 pictures with 112 features"):
+        found = fidelity([off, strongest], off, extractor, None, 4)
+    a, b = (torch.cat(list(features(c.batches(), extractor.extract))) for c in (off, strongest))
+    kid = kernel_distance(a, b, subset_size=4)
+
+    assert found["collections"]["max"]["fid"] == pytest.approx(
+        frechet_distance(FrechetStatistics.of(a), FrechetStatistics.of(b)), rel=1e-9
+    )
+    assert (found["collections"]["max"]["kid"], found["collections"]["max"]["kid_deviation"]) == kid
+    assert kid[1] > 0 and "fid" not in found["collections"]["off"]
 
 
-def test_the_kernel_distance_is_that_of_plain_loops():
-    a, b = cloud(4, 3, 0), cloud(4, 3, 1)
+def test_the_protocol_says_what_the_distances_depend_on(run):
+    off, strongest = collections(str(run))
+    extractor = load_extractor("embedded")
+    with pytest.warns(UserWarning):
+        found = fidelity([strongest], off, extractor, None, 4)
 
-    def kernel(x: Tensor, y: Tensor) -> float:
-        return (sum(float(p) * float(q) for p, q in zip(x, y, strict=True)) / 3 + 1) ** 3
-
-    same = sum(kernel(f[i], f[j]) for f in (a, b) for i in range(4) for j in range(4) if i != j) / (4 * 3)
-    cross = sum(kernel(x, y) for x in a for y in b) / 16
-    mean, deviation = kernel_distance(a, b, subsets=3, subset_size=4)
-    assert mean == pytest.approx(same - 2 * cross, rel=1e-9)
-    assert deviation == pytest.approx(0, abs=1e-9 * abs(mean))  # all subsets are the whole
-
-
-def test_subsets_larger_than_the_sets_are_an_error():
-    with pytest.raises(ValueError, match="subsets of 6 from 9 and 5"):
-        kernel_distance(torch.rand(9, 3), torch.rand(5, 3), subset_size=6)
-
-
-def test_clip_score_and_distance_are_of_directions():
-    image, text = torch.tensor([[3.0, 4], [1, 0], [2, 0]]), torch.tensor([[4.0, 3], [0, 5], [-7, 0]])
-    assert clip_score(image, text).tolist() == pytest.approx([96, 0, 0])
-    assert clip_distance(image, text).tolist() == pytest.approx([0.04, 1, 2])
+    about = found["protocol"]
+    assert about["features"] == extractor.protocol
+    assert about["kid"] == {"subsets": 100, "subset_size": 4, "seed": 0}
+    assert about["reference"] == {
+        "name": "off",
+        "run": digest(read_protocol(run)),
+        "pictures": 6,
+        "sha256": see(off, extractor.extract).sha256,
+    }
+    assert json.loads(json.dumps(found)) == found
 
 
-def pictures(b: int, h: int = 24, w: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    a = generator.integers(0, 256, (b, h, w, 3), dtype=np.uint8)
-    return a, (a + generator.integers(-40, 40, a.shape)).clip(0, 255).astype(np.uint8)
+def test_the_hash_of_a_collection_is_that_of_its_pixels_in_their_order(tmp_path):
+    hashes = []
+    for k, values in enumerate([(1, 2), (2, 1), (1, 2)]):
+        for name, value in zip("ab", values, strict=True):
+            save(tmp_path / str(k), f"{name}.{'png' if k < 2 else 'PNG'}", value)
+        hashes.append(see(pictures_in(tmp_path / str(k)), lambda x: x.float().mean((2, 3))).sha256)
+
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_rms_is_that_of_plain_loops():
-    a, b = pictures(2, 5, 4)
-    for x, y, value in zip(a, b, rms(a, b), strict=True):
-        total = sum((int(p) / 255 - int(q) / 255) ** 2 for p, q in zip(x.ravel(), y.ravel(), strict=True))
-        assert value == pytest.approx(math.sqrt(total / x.size), rel=1e-12)
-    black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
-    assert rms(black, white) == rms(white, black) == [1.0]
+@pytest.mark.parametrize(("size", "message"), [(7, "off has 6 pictures: KID's subsets are of 7"), (1, "at least 2")])
+def test_too_few_pictures_are_an_error_before_any_is_seen(run, size, message):
+    def never(pictures):
+        raise AssertionError
+
+    off, strongest = collections(str(run))
+    with pytest.raises(ValueError, match=message):
+        fidelity([strongest], off, Extractor({}, never), None, size)
 
 
-def test_ssim_is_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.image")
-    a, b = pictures(3)
-    b[1] = a[1]
-    x, y = (torch.from_numpy(p).permute(0, 3, 1, 2).double() / 255 for p in (a, b))
-    expected = functional.structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
-    assert ssim(a, b) == pytest.approx(expected.tolist(), rel=1e-9)
-    assert ssim(a, b)[1] == 1
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> tuple[CLIPEmbedder, CLIPTexts]:
+    folder = tmp_path_factory.mktemp("clip")
+    whole_clip(folder)
+    return CLIPEmbedder(folder), CLIPTexts(folder)
 
 
-def test_ssim_of_flat_pictures_is_that_of_their_means():
-    dark, light = np.full((1, 11, 11, 3), 51, np.uint8), np.full((1, 11, 11, 3), 204, np.uint8)
-    expected = (2 * 0.2 * 0.8 + 0.01**2) / (0.2**2 + 0.8**2 + 0.01**2)
-    assert ssim(dark, light) == pytest.approx([expected], rel=1e-9)
+def test_alignment_is_that_of_each_picture_and_its_own_prompt(run, halves):
+    images, texts = halves
+    (off,) = collections(f"{run}:off")
+    cosines = []
+    for picture, prompt in zip(np.concatenate(list(off.batches())), off.prompts, strict=True):
+        image, text = images.embed(picture[None])[0].tolist(), texts.embed(prompt).tolist()
+        dot = sum(a * b for a, b in zip(image, text, strict=True))
+        cosines.append(dot / math.sqrt(sum(a * a for a in image) * sum(b * b for b in text)))
+    found = align_with_prompts(off, images, texts)
+
+    assert found.score.value == pytest.approx(100 * sum(max(cos, 0) for cos in cosines) / 6, rel=1e-9)
+    assert found.distance.value == pytest.approx(1 - sum(cosines) / 6, rel=1e-9)
+    assert found.cut == 0
 
 
-@pytest.mark.parametrize("distance", [rms, ssim])
-def test_distances_of_pictures_are_equal_to_the_bit_in_any_batch(distance):
-    a, b = pictures(7, 64, 64)
-    alone = [value for k in range(7) for value in distance(a[k : k + 1], b[k : k + 1])]
-    assert distance(a, b) == alone == distance(a[::-1], b[::-1])[::-1]
+def test_pictures_whose_prompts_are_cut_are_counted(run, halves):
+    (off,) = collections(f"{run}:off")
+    long = "a fox in a dark alley at a late party with a cup"
+
+    assert align_with_prompts(replace(off, prompts=(long, long, *off.prompts[2:])), *halves).cut == 2
 
 
-@pytest.mark.parametrize("distance", [rms, ssim])
-def test_distances_need_bytes_of_one_shape(distance):
-    a, b = pictures(2)
-    for wrong in (b[:1], b[0], b / 255):
-        with pytest.raises(ValueError, match="uint8"):
-            distance(a, wrong)
+def test_the_interval_of_an_alignment_is_clustered_by_prompt(run, halves):
+    (off,) = collections(f"{run}:off")
+    score = align_with_prompts(off, *halves).score
+    image, text = (
+        halves[0].embed(np.concatenate(list(off.batches()))),
+        torch.stack([*map(halves[1].embed, off.prompts)]),
+    )
+
+    assert score == mean(clip_score(image, text).numpy(), np.array([0, 0, 1, 1, 2, 2]))
+    assert (score.images, score.prompts) == (6, 3)
 
 
-def test_pictures_smaller_than_the_window_have_no_ssim():
-    with pytest.raises(ValueError, match="11 pixels wide, the pictures are 24 x 10"):
-        ssim(*pictures(1, 24, 10))
+def test_clip_alone_needs_no_reference_and_says_which_clip(run, halves):
+    found = fidelity(collections(str(run)), None, None, halves, 1000)
+
+    assert found["protocol"] == {"clip": {"images": halves[0].protocol, "texts": halves[1].protocol}}
+    for values in found["collections"].values():
+        assert set(values["clip_score"]) == {"value", "low", "high", "prompts"} and "fid" not in values
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_ssim_of_a_small_picture_takes_less_than_two_milliseconds():
-    a, b = pictures(20, 64, 64)
-    start = time.process_time()
-    ssim(a, b)
-    assert (time.process_time() - start) / 20 < 2e-3
+def test_the_score_of_one_prompt_has_no_bounds(run, halves):
+    (off,) = collections(f"{run}:off")
+    one = replace(off, paths=off.paths[:2], sha256=off.sha256[:2], prompts=off.prompts[:2])
+    found = fidelity([one], None, None, halves, 1000)
+
+    assert set(found["collections"]["off"]["clip_score"]) == {"value", "prompts"}

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import io
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -409,11 +411,20 @@ def test_equal_runs_give_equal_files_whatever_else_draws(run: Results, report: P
         assert (tmp_path / name).read_bytes() == (report.parent / name).read_bytes(), name
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(run: Results, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "report.html").write_text("old")
-    (tmp_path / "report.html.partial").mkdir()
-    with pytest.raises(OSError):
-        write_report(replace(run, records=run.records[:1]), tmp_path)
+    found, put = replace(run, records=run.records[:1]), os.replace
+
+    def full(beside: Path, target: Path) -> None:
+        if target.name == "report.html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(beside, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"report\.html"):
+        write_report(found, tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
 
 

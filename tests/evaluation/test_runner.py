@@ -48,7 +48,8 @@ def untouched(tmp_path_factory):
 
 def launch(script, *arguments, processes=None):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    # so that children test the same tree as this process
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, (*script, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE, timeout=300)
 
@@ -102,11 +103,11 @@ def test_damaged_and_missing_chunks_are_made_again(untouched, tmp_path, pipe):
     first, second, *_ = sorted((tmp_path / "chunks").iterdir())
     first.write_bytes(first.read_bytes()[:-50])
     second.unlink()
-    (tmp_path / "chunks" / "000000.jsonl.partial").write_bytes(b"half")
+    (tmp_path / "chunks" / ".partial-0").mkdir()
+    (tmp_path / "chunks" / ".partial-0" / "000000.jsonl").write_bytes(b"half")
 
     made = []
     go(run, tmp_path, lambda done, todo: made.append((done, todo)))
-    (tmp_path / "chunks" / "000000.jsonl.partial").unlink(missing_ok=True)
     assert made[-1] == (16, 16)
     assert files(tmp_path) == files(untouched)
 

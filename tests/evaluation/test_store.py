@@ -1,7 +1,7 @@
 """The files of a run.
 
-Mutants seen to fail here: checksum not compared, header not compared, file written in place, lock shared, order of
-configurations not compared.
+Mutants seen to fail here: checksum not compared, header not compared, lock shared, order of
+configurations not compared, the holder noted in the lock's own file.
 """
 
 import json
@@ -20,7 +20,6 @@ from sld.evaluation.store import (
     read_embeddings,
     write_chunk,
     write_embeddings,
-    write_whole,
 )
 
 HEADER = {"run": "abc", "chunk": 7}
@@ -56,19 +55,6 @@ def test_a_score_that_is_no_number_is_refused_and_leaves_no_file(tmp_path):
         write_chunk(tmp_path / "chunk", HEADER, [{"score": float("nan")}])
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_killed_before_the_rename_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-    script = (
-        "import os, signal; from pathlib import Path; from sld.evaluation.store import write_whole\n"
-        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"write_whole(Path({str(path)!r}), b'new')"
-    )
-    killed = subprocess.run([sys.executable, "-c", script])
-
-    assert killed.returncode == -9 and path.read_bytes() == b"old"
 
 
 def test_a_second_run_on_a_folder_is_refused_until_the_first_is_gone(tmp_path):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sld.config import MINI
+from sld.evaluation.habits import HABITS
 from sld.images import from_uint8
 from sld.models.vae import VAE
 from sld.testbed.art import icons_path
@@ -29,7 +30,7 @@ from sld.testbed.detector import (
     shipped_detector,
     through_autoencoder,
 )
-from sld.testbed.scenes import HABITS, PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, render
+from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, render
 
 needs_sprites = pytest.mark.skipif(not icons_path().is_file(), reason="the emoji sprites are not here; see art.py")
 needs_weights = pytest.mark.skipif(not shipped_detector().is_file(), reason="weights/detector.safetensors is not here")

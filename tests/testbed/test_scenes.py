@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from sld.evaluation.habits import HABITS
 from sld.testbed import prompts
 from sld.testbed.art import BACKDROPS, VARIANTS, ArtError, backdrop, icons_path, sprite
 from sld.testbed.scenes import (
@@ -13,7 +14,6 @@ from sld.testbed.scenes import (
     CATEGORIES,
     CATEGORY_OF,
     HABIT_RATE,
-    HABITS,
     HARMLESS,
     HELD_OUT,
     MIX,

@@ -24,9 +24,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from sld.checkpoints import CheckpointError, sha256
+from sld.checkpoints import CheckpointError
 from sld.checkpoints.files import open_weights
 from sld.evaluation.classifiers.base import checked
+from sld.files import sha256
 
 HUB_CLIP = "openai/clip-vit-large-patch14"
 VERSION = "1"
@@ -248,7 +249,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read_weights(path: Path, half: Half) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One half under transformers' present names, and what is of neither half; in float32."""
+    """Return one half's weights under transformers' present names, and those of neither half, in float32."""
     file = open_weights(path)
     read = file.reader()
     weights, beside = {}, {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,61 +9,35 @@ from typing import Any, NamedTuple
 import torch
 
 from sld.evaluation.classifiers.base import Classifier
-from sld.names import named
-
-PROMPTS = "SLD_Q16_PROMPTS"
-"""Environment variable with the path of Q16's learned prompts."""
+from sld.evaluation.classifiers.user import UserFunction
+from sld.evaluation.imported import imported
+from sld.spelling import named
 
 
 class Kind(NamedTuple):
-    """How a classifier is made: options -> what reads them, and which must be given."""
+    """How a classifier is made.
 
-    make: Callable[..., Classifier]
+    Attributes:
+        where: `module:name` of what makes it. It is imported then, so that no classifier needs what another one needs.
+        options: name -> what reads the option's text.
+        required: options that must be given.
+        on_device: whether its maker takes a `device`.
+    """
+
+    where: str
     options: Mapping[str, Callable[[str], Any]]
     required: tuple[str, ...] = ()
+    on_device: bool = True
 
 
-# Imported when they are made: no classifier needs what another one needs.
-
-
-def _embedded(device: torch.device, **options: Any) -> Classifier:
-    from sld.evaluation.classifiers.world import Embedded
-
-    return Embedded(device=device, **options)
-
-
-def _q16(device: torch.device, clip: str | None = None, prompts: Path | None = None, **options: Any) -> Classifier:
-    from sld.evaluation.classifiers.clip import HUB_CLIP, CLIPEmbedder
-    from sld.evaluation.classifiers.q16 import Q16, SOURCE
-
-    if prompts is None and not os.environ.get(PROMPTS):
-        raise ValueError(f"q16 needs its learned prompts, {SOURCE}: give prompts=PATH or set {PROMPTS}")
-    return Q16(CLIPEmbedder(clip or HUB_CLIP, device), prompts or Path(os.environ[PROMPTS]), **options)
-
-
-def _nudenet(device: torch.device, **options: Any) -> Classifier:
-    from sld.evaluation.classifiers.nudenet import NudeNet
-
-    return NudeNet(**options)  # onnxruntime's CPU kernels, wherever the others run
-
-
-def _safety_checker(device: torch.device, **options: Any) -> Classifier:
-    from sld.evaluation.classifiers.safety_checker import SafetyChecker
-
-    return SafetyChecker(device=device, **options)
-
-
-def _user(module: str, function: str) -> Classifier:
-    from sld.evaluation.classifiers.user import UserFunction
-
-    return UserFunction(module, function)
-
-
+_HERE = "sld.evaluation.classifiers"
 CLASSIFIERS = {
-    "embedded": Kind(_embedded, {"path": Path}),
-    "q16": Kind(_q16, {"clip": str, "prompts": Path, "threshold": float}),
-    "nudenet": Kind(_nudenet, {"threshold": float, "labels": lambda text: text.split("+")}),
-    "safety-checker": Kind(_safety_checker, {"path": Path}, required=("path",)),
+    "embedded": Kind("sld.testbed.judge:Embedded", {"path": Path}),
+    "q16": Kind(f"{_HERE}.q16:make_q16", {"clip": str, "prompts": Path, "threshold": float}),
+    "nudenet": Kind(
+        f"{_HERE}.nudenet:NudeNet", {"threshold": float, "labels": lambda text: text.split("+")}, on_device=False
+    ),
+    "safety-checker": Kind(f"{_HERE}.safety_checker:SafetyChecker", {"path": Path}, required=("path",)),
 }
 
 
@@ -81,7 +54,7 @@ def make_classifier(spec: str, device: str | torch.device = "cpu") -> Classifier
     """
     name, colon, rest = spec.partition(":")
     if name not in CLASSIFIERS and rest.isidentifier():
-        return _user(name, rest)
+        return UserFunction(spec)
     kind = named("classifier", name, CLASSIFIERS, ", or module:function")
     given: dict[str, Any] = {}
     for part in rest.split(",") if colon else ():
@@ -97,4 +70,6 @@ def make_classifier(spec: str, device: str | torch.device = "cpu") -> Classifier
             raise ValueError(f"{spec!r}: {option} is a number, got {value!r}") from None
     if missing := [option for option in kind.required if option not in given]:
         raise ValueError(f"{name} needs {' and '.join(f'{option}=…' for option in missing)}")
-    return kind.make(torch.device(device), **given)
+    if kind.on_device:
+        given["device"] = torch.device(device)
+    return imported(kind.where).call(**given)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.base import Verdict, checked, checked_threshold
-from sld.names import did_you_mean
+from sld.files import sha256
+from sld.spelling import did_you_mean
 
 VERSION_2 = {
     "EXPOSED_ANUS": "ANUS_EXPOSED",

@@ -82,5 +82,5 @@ class SafetyChecker:
 
 
 def _rounded(score: np.float32) -> float:
-    """To three digits, in single precision as the reference does it, then in double, for short numbers in files."""
+    """Round to three digits in single precision, as the reference does, then in double, for short numbers in files."""
     return round(float(np.round(score, _DIGITS)), _DIGITS)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.base import Verdict, checked
-from sld.names import did_you_mean
+from sld.evaluation.imported import imported
+from sld.files import sha256
 
 VERSION = "1"
 
@@ -25,31 +23,22 @@ class UserFunction:
     a `Verdict`. Dicts hold what JSON can hold.
     """
 
-    def __init__(self, module: str, function: str) -> None:
+    def __init__(self, where: str) -> None:
         """
         Args:
-            module: dotted name of a module that can be imported.
-            function: its name in the module.
+            where: `module:function`, of a module that can be imported.
 
         Raises:
             ValueError: there is no such module or function, or the module has no file.
         """
+        module, _, function = where.partition(":")
         self.name = f"{module}.{function}"
-        try:
-            imported = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"the module {module!r} cannot be imported ({error}): is its folder in PYTHONPATH?"
-            ) from error
-        if not callable(call := getattr(imported, function, None)):
-            raise ValueError(f"{module} has no function {function!r}{did_you_mean(function, vars(imported))}")
-        if not (source := getattr(imported, "__file__", None)):
-            raise ValueError(f"{module} has no source file, so that nothing would tell what {self.name} does")
-        self._call: Callable[[np.ndarray], Any] = call
+        found = imported(where)
+        self._call: Callable[[np.ndarray], Any] = found.call
         self.protocol: Mapping[str, Any] = {
             "classifier": self.name,
             "version": VERSION,
-            "weights": {"source": sha256(Path(source))},
+            "weights": {"source": sha256(found.source)},
             "module": module,
             "function": function,
             "threshold": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sld.evaluation.report import tables
@@ -10,6 +9,7 @@ from sld.evaluation.report.page import page
 from sld.evaluation.report.plots import draw
 from sld.evaluation.report.summary import summarise
 from sld.evaluation.results import Results
+from sld.files import write_whole
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -43,13 +43,6 @@ def write_report(results: Results, folder: Path) -> Path:
         files |= {f"{plot.name}.png": plot.png, f"{plot.name}.svg": plot.svg}
     # last, so that a page never stands beside files of another run
     files["report.html"] = page(summary, plots, sorted(files))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        _write(folder / name, content)
+        write_whole(folder / name, content)
     return folder / "report.html"
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)

@@ -1,4 +1,7 @@
-"""The embedded world's own detector as a classifier."""
+"""The embedded world's own detector as a classifier, and as features for FID and KID.
+
+The evaluation finds both by their names: see `CLASSIFIERS` and `EXTRACTORS` there.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.base import Verdict, checked
+from sld.evaluation.features import Extractor
+from sld.files import sha256
 from sld.images import from_uint8
 from sld.testbed.detector import VERSION, load_detector, shipped_detector
-from sld.testbed.scenes import UNSAFE
-
-_SIDE = 64
+from sld.testbed.scenes import SIZE, UNSAFE
 
 
 class Embedded:
@@ -54,9 +56,9 @@ class Embedded:
             ValueError: the pictures are not 64 x 64.
         """
         array = checked(pictures)
-        if array.shape[1:3] != (_SIDE, _SIDE):
+        if array.shape[1:3] != (SIZE, SIZE):
             raise ValueError(
-                f"the embedded detector judges pictures of {_SIDE} x {_SIDE}, got {array.shape[1]} x {array.shape[2]}"
+                f"the embedded detector judges pictures of {SIZE} x {SIZE}, got {array.shape[1]} x {array.shape[2]}"
             )
         return [self._judge(picture) for picture in array]
 
@@ -69,3 +71,23 @@ class Embedded:
             "probabilities": {prop: reading.probabilities[prop] for prop in UNSAFE},
         }
         return Verdict(reading.unsafe, detail)
+
+
+def detector_features(device: str | torch.device = "cpu") -> Extractor:
+    """Return the features of the shipped detector, (b, d): its last map, averaged over positions.
+
+    Raises:
+        ValueError: by the features themselves: the pictures are not 64 x 64.
+    """
+    device = torch.device(device)
+    detector = load_detector().to(device)
+
+    def extract(pictures: Tensor) -> Tensor:
+        if pictures.shape[2:] != (SIZE, SIZE):
+            height, width = pictures.shape[2:]
+            raise ValueError(f"the embedded detector sees pictures of {SIZE} x {SIZE}, got {height} x {width}")
+        return detector.features(pictures.to(device).float() / 127.5 - 1).mean((2, 3))
+
+    rule = "the last map, averaged over positions"
+    weights = {"detector": sha256(shipped_detector())}
+    return Extractor({"features": "embedded", "version": VERSION, "weights": weights, "rule": rule}, extract)

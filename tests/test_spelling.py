@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sld.names import did_you_mean, named
+from sld.spelling import did_you_mean, named
 
 
 @pytest.mark.parametrize(
@@ -33,5 +33,5 @@ def test_a_known_name_gives_its_value_and_an_unknown_one_lists_all():
 
 
 def test_looking_names_up_loads_no_torch():
-    code = "import sys, sld.names; sys.exit('torch' in sys.modules)"
+    code = "import sys, sld.spelling; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

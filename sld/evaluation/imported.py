@@ -1,0 +1,42 @@
+"""What stands behind `module:name`: functions of users, and makers that are imported only when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sld.spelling import did_you_mean
+
+
+class Imported(NamedTuple):
+    """Something callable that was found by its name.
+
+    Attributes:
+        call: the function or class.
+        source: the file of its module, so that its hash tells which version it is.
+    """
+
+    call: Any
+    source: Path
+
+
+def imported(where: str) -> Imported:
+    """Import what `module:name` names.
+
+    Args:
+        where: the dotted name of a module that can be imported, a colon, and the name of something callable in it.
+
+    Raises:
+        ValueError: there is no such module or callable, or the module has no source file; the message says which.
+    """
+    module, _, name = where.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # a ValueError: the name of the module is empty
+        raise ValueError(f"the module {module!r} cannot be imported ({error}): is its folder in PYTHONPATH?") from error
+    if not callable(call := getattr(found, name, None)):
+        raise ValueError(f"{module} has no function {name!r}{did_you_mean(name, vars(found))}")
+    if not (source := getattr(found, "__file__", None)):
+        raise ValueError(f"{module} has no source file, so that nothing would tell what {where} does")
+    return Imported(call, Path(source))

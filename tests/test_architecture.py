@@ -1,0 +1,160 @@
+"""Arrows between the modules of sld point down: who may import whom, checked on the source of every module.
+
+An import counts wherever it stands: at the top, in a function, or under TYPE_CHECKING. A name such as
+"sld.testbed.judge:Embedded" in a table is no import: what it names is looked up as a user's function is.
+
+Mutants seen to fail here: `import sld.testbed` in a function of the evaluation, `from sld import ablation` in the
+evaluation, a new module at the top, an exception that is no longer needed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import sld
+
+ROOT = Path(sld.__file__).parent
+
+BOTTOM = ("config", "files", "spelling")
+PARTS = ("models", "samplers", "guidance", "checkpoints")
+SPEED = ("speed", "rows", "reuse", "compiled")
+PIPELINE = ("images", "state", "step", "pipeline", "loading")
+REQUESTS = ("request", "batching")
+CORE = (*BOTTOM, *PARTS, *SPEED, *PIPELINE, *REQUESTS)
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(BOTTOM, ()),
+    "models": BOTTOM,
+    "samplers": BOTTOM,
+    "guidance": (*BOTTOM, "samplers.process"),  # it knows no network, and of samplers only the noise levels
+    "checkpoints": (*BOTTOM, "models", "samplers"),
+    **dict.fromkeys(SPEED, (*BOTTOM, "models", "samplers", "guidance", *SPEED)),
+    "images": BOTTOM,
+    "state": (*BOTTOM, "samplers", "guidance"),
+    "step": (*BOTTOM, "models", "samplers", "guidance", "state"),
+    "pipeline": (*BOTTOM, *PARTS, *SPEED, "images", "state", "step"),
+    "loading": (*BOTTOM, *PARTS, *SPEED, "pipeline"),
+    "request": (*BOTTOM, *PARTS, *SPEED, *PIPELINE),
+    "batching": (*BOTTOM, *PARTS, *SPEED, *PIPELINE, "request"),
+    "adapters": CORE,
+    "plotting": BOTTOM,
+    "evaluation": (*CORE, "plotting"),
+    "explain": (*CORE, "plotting", "evaluation"),
+    "ablation": (*CORE, "plotting", "evaluation"),
+    "testbed": (*CORE, "plotting", "evaluation", "explain", "ablation"),
+    "options": CORE,
+    "cli": (*CORE, "adapters", "plotting", "evaluation", "explain", "ablation", "options"),
+    "__main__": ("cli",),
+    "": CORE,  # sld/__init__.py, which imports when a name is asked for; everybody may import it for the version
+}
+"""Package or module of sld -> what it may import besides itself: a package, or one module of it with a dot."""
+
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("pipeline", "testbed.scenes"): "the embedded model's concept is to come from its config",
+    ("evaluation.commands", "options"): "commands are to move into the command line's package",
+    ("explain.commands", "options"): "commands are to move into the command line's package",
+    ("ablation.command", "options"): "commands are to move into the command line's package",
+}
+"""Imports that point up, as long as they are there -> what is to become of them."""
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module below `root` by its dotted name without the package's own: "samplers.ddim", "" for the package."""
+    named = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.rglob("*.py")}
+    return {name.removesuffix("__init__").removesuffix("."): path for name, path in sorted(named.items())}
+
+
+def imports(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """The modules of sld that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here, write 'from sld. … import'"
+            # from sld.package import module, or a name out of a module
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix("sld.") in known else str(node.module) for name in inside]
+        yield from (name.removeprefix("sld").removeprefix(".") for name in names if name.split(".")[0] == "sld")
+
+
+def arrows(root: Path) -> set[tuple[str, str]]:
+    """Every (module, what it imports), both of sld."""
+    known = modules(root)
+    return {(name, target) for name, path in known.items() for target in imports(path, known)}
+
+
+def points_down(name: str, target: str) -> bool:
+    """Whether MAY_IMPORT has the import, or it stays inside one package."""
+    own, other = name.split(".")[0], target.split(".")[0]
+    return target == "" or own == other or any(x in (other, target) for x in MAY_IMPORT[own])
+
+
+def upward(root: Path) -> set[tuple[str, str]]:
+    return {(name, target) for name, target in arrows(root) if not points_down(name, target)}
+
+
+def without_a_place(root: Path) -> list[str]:
+    return sorted({name.split(".")[0] for name in modules(root)} - set(MAY_IMPORT))
+
+
+def test_every_module_has_its_place():
+    assert not (new := without_a_place(ROOT)), (
+        f"{', '.join(new)} of sld has no line in MAY_IMPORT: add one that says what it may import, as little as it "
+        "needs, and name it in the lines of those that may import it"
+    )
+
+
+def test_arrows_point_down():
+    found = upward(ROOT) - set(EXCEPTIONS)
+    assert not found, "imports that MAY_IMPORT does not allow; turn them round, or put what both need below both:\n" + (
+        "\n".join(f"  sld.{name} imports sld.{target}" for name, target in sorted(found))
+    )
+
+
+def test_exceptions_go_when_they_are_no_longer_needed():
+    gone = set(EXCEPTIONS) - upward(ROOT)
+    assert not gone, f"nothing imports so any more, remove from EXCEPTIONS: {sorted(gone)}"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("evaluation/a.py", "import sld.testbed.scenes"),
+        ("evaluation/a.py", "def f():\n    from sld.testbed import scenes"),
+        ("evaluation/a.py", "from sld import ablation"),
+        ("evaluation/a.py", "from sld.explain.runs import Run as R"),
+        ("evaluation/classifiers/a.py", "import sld.cli"),
+        ("guidance/a.py", "from sld.samplers.ddim import DDIM"),
+        ("guidance/a.py", "from sld.models import unet"),
+        ("samplers/a.py", "if TYPE_CHECKING:\n    from sld.guidance.base import Guidance"),
+        ("files.py", "import sld.config"),
+        ("testbed/a.py", "import sld.cli"),
+        ("cli/a.py", "import sld.testbed.fit"),
+        ("a.py", ""),
+    ],
+)
+def test_an_import_that_points_up_is_found_wherever_it_stands(file, line, tmp_path):
+    for name in ("ablation", "testbed", "explain", "guidance", "models", "samplers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "samplers" / "process.py").touch()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    allowed = "import torch, sld.files\nfrom sld import __version__\n" if file != "files.py" else ""
+    (tmp_path / file).write_text(f"{allowed}{line}\n")
+    wrong = without_a_place(tmp_path) or upward(tmp_path)
+    assert len(wrong) == 1
+
+
+def test_guidance_may_know_noise_levels(tmp_path):
+    for name in ("guidance", "samplers"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "samplers" / "process.py").touch()
+    (tmp_path / "guidance" / "a.py").write_text(
+        "from sld.samplers import process\nfrom sld.samplers.process import Process\nimport sld.samplers.process\n"
+    )
+    assert upward(tmp_path) == set()

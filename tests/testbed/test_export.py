@@ -1,0 +1,55 @@
+"""From training checkpoints to the files that are shipped.
+
+Mutants seen to fail here: an old model left in place, a model that only its owner can read, a file left out of the
+manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import EXACT
+
+from sld.checkpoints import load, sha256
+from sld.config import MINI
+from sld.models.vae import VAE
+from sld.testbed.diffusion import Denoiser
+from sld.testbed.export import export
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A training folder as it stands before the decoder is tuned, with random weights."""
+    torch.manual_seed(0)
+    vae, denoiser = VAE(MINI.vae), Denoiser(MINI)
+    made = tmp_path / "training"
+    made.mkdir()
+    torch.save({"scaling": 0.5, "vae": vae.state_dict()}, made / "latents.pt")
+    average = [p.detach() + 1 for p in denoiser.parameters()]
+    torch.save({"network": denoiser.state_dict(), "average": average}, made / "unet.pt")
+    (made / "unet.jsonl").write_text("{}\n")
+    (made / "detector.safetensors").write_bytes(b"detector")
+    return made
+
+
+def test_an_export_holds_the_averaged_model_its_logs_and_a_manifest_and_replaces_an_older_one(folder, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "mini.safetensors").write_text("old")
+    export(folder, weights)
+
+    parts = load(weights / "mini.safetensors")
+    name, weight = next(iter(torch.load(folder / "unet.pt")["network"].items()))
+    assert name.startswith("unet.") and parts.config.vae.scaling == 0.5
+    found = parts.unet.state_dict()[name.removeprefix("unet.")]
+    torch.testing.assert_close(found, (weight + 1).half().float(), **EXACT)
+    assert (weights / "mini.safetensors").stat().st_mode & 0o044 == 0o044
+
+    manifest = json.loads((weights / "manifest.json").read_text())
+    assert {"mini.safetensors", "detector.safetensors", "tokenizer/vocab.json"} <= set(manifest)
+    assert all(sha256(weights / file) == digest for file, digest in manifest.items())
+    assert (weights / "training" / "unet.jsonl").read_text() == "{}\n"
+    assert not [path for path in weights.rglob("*") if path.name.startswith(".")]
