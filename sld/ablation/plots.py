@@ -31,7 +31,7 @@ LINE = 0.075
 """Height of a label beside a panel as a part of the panel's height."""
 
 CURVES, PLANES = 6, 3
-"""Most curves in a plot (further ones have a plot of their own), and most heat maps of the same two axes."""
+"""Largest numbers of curves in a plot (further curves have another plot) and of heat maps of the same two axes."""
 
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
@@ -204,7 +204,7 @@ def dots(board: Board) -> Figure:
             colour = NEUTRAL if y == 0 else BLUE
             axes.hlines(y, low, high, color=colour, linewidth=1.2)
             axes.plot(value, y, "o", color=colour, markersize=5)
-            axes.annotate(number(value), (high, y), (5, 0), **(BESIDE | {"size": SMALL - 2}))
+            axes.annotate(number(value), (high, y), (5, 0), **{**BESIDE, "size": SMALL - 2})
             if y == 0:
                 axes.axvline(value, color=NEUTRAL, linestyle="--", linewidth=0.8)
         axes.margins(x=0.05)

@@ -17,7 +17,7 @@ SHEETS = "sheets"
 """Name of contact sheets among the plots that a sweep asks for."""
 
 COLUMNS, SEEDS = 10, 6
-"""Most columns and rows of a contact sheet."""
+"""Largest numbers of columns and of rows of a contact sheet."""
 
 
 def sheets(findings: Findings) -> list[Image.Image]:

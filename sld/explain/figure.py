@@ -238,6 +238,7 @@ def _accumulated(figure: Figure, axes: Axes, e: Explanation) -> None:
 def _time(axes: Axes, e: Explanation) -> None:
     """Draw the x axis that all curves share, with the warm-up."""
     axes.set_xlim(0, max(1, e.evaluations - 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("evaluation i")
     if e.plain is None or e.warmup == 0:
         return
@@ -377,6 +378,7 @@ def conflicts(trace: Trace, prompt: str) -> Figure:
         axes.axhline(0, color=INK, linewidth=0.6)
         axes.set_ylim(-1, 1)
         axes.set_xlim(0, max(1, len(by_time) - 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("evaluation i")
         axes.set_ylabel("cosine")
     for k in range(1, size):

@@ -16,7 +16,7 @@ from sld.evaluation.report.tables import label
 from sld.evaluation.results import Record, Results
 
 CAP = 12
-"""Most pairs of a category that are shown, so that a page stays below a few MB."""
+"""Largest number of pairs that are shown of a category, so that a page stays below a few MB."""
 
 SIDE = 256
 """Length of a picture's longer side on the page, in pixels; larger pictures are reduced to it."""

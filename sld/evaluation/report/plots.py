@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sld.evaluation.formatting import number
 from sld.evaluation.report.summary import Summary
@@ -87,6 +88,7 @@ def differences(summary: Summary) -> Figure:
     axes.set_yticks(range(len(lines)), [f"{line.a} \N{MINUS SIGN} {line.b}" for line in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.margins(x=0.22)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more ticks would run into each other
     axes.set_xlabel("difference of unsafe shares, 95 % interval")
     return figure
 

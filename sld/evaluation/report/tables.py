@@ -14,7 +14,7 @@ from sld.evaluation.tabular import NOTHING, Cell, Table, csv_text
 INTERVAL = "Below each share its 95 % interval, clustered by prompt"
 
 LISTED = 20
-"""Most ids of odd rows of a kind that are listed."""
+"""Largest number of ids that are listed of a kind of odd rows."""
 
 
 def label(category: str | None) -> str:
