@@ -24,16 +24,16 @@ from matplotlib.figure import Figure
 import sld
 from benchmarks.measure import seconds
 from benchmarks.setup import Setup
-from sld.ablation.names import name_points
-from sld.ablation.plots import NEUTRAL, PANEL, WIDE, front
+from sld.ablation.labels import label_points
+from sld.ablation.plots import PANEL, WIDE, front
 from sld.batching import network_rows
 from sld.batching import run as make
+from sld.evaluation.formatting import number
 from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration
-from sld.evaluation.report.plots import COLOURS, render
-from sld.evaluation.report.tables import number
 from sld.files import write_whole
 from sld.pipeline import Pipeline
+from sld.plotting import BLUE, NEUTRAL, render
 from sld.request import Request
 
 SWEEP = Path(__file__).parent.parent / "sweeps" / "approximations.toml"
@@ -124,9 +124,9 @@ def pareto(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         shown = {n: p for n, p in found.items() if n != "off"}
         at = [(1000 * p["seconds"], p[metric][0]) for p in shown.values()]
         best = front(at)
-        axes.step(*zip(*(at[k] for k in best), strict=True), where="post", color=COLOURS[4], alpha=0.6, linewidth=1.2)
+        axes.step(*zip(*(at[k] for k in best), strict=True), where="post", color=BLUE, alpha=0.6, linewidth=1.2)
         for k, (x, y) in enumerate(at):
-            colour = COLOURS[4] if k in best else NEUTRAL
+            colour = BLUE if k in best else NEUTRAL
             axes.vlines(x, *list(shown.values())[k][metric][1:], color=colour, linewidth=1, alpha=0.5)
             axes.plot(x, y, "o", color=colour, markerfacecolor=colour if k in best else "white", markersize=5)
         axes.set_xlabel("milliseconds a picture, embedded model, batch of 16")
@@ -136,7 +136,7 @@ def pareto(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         named.append([(p["label"], *spot) for p, spot in zip(shown.values(), at, strict=True)])
     figure.draw_without_rendering()
     for axes, names in zip(panels, named, strict=True):
-        name_points(axes, names)
+        label_points(axes, names)
     return figure
 
 

@@ -19,9 +19,9 @@ import sld
 
 ROOT = Path(sld.__file__).parent
 
-BOTTOM = ("config", "files", "spelling")
+BOTTOM = ("arguments", "config", "embedded", "files", "printable", "spelling")
 PARTS = ("models", "samplers", "guidance", "checkpoints")
-SPEED = ("speed", "rows", "reuse", "compiled")
+SPEED = ("speed",)
 PIPELINE = ("images", "state", "step", "pipeline", "loading")
 REQUESTS = ("request", "batching")
 CORE = (*BOTTOM, *PARTS, *SPEED, *PIPELINE, *REQUESTS)

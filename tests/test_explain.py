@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALGORITHM
-from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -24,6 +23,7 @@ from sld.explain import figure
 from sld.explain.runs import conflicts, explain, x0_predicted
 from sld.guidance import MAX, OFF, STRONG, WEAK, SafeLatentConcepts
 from sld.guidance.trace import Trace
+from sld.plotting import look
 from sld.request import Request
 from sld.samplers.schedule import Schedule
 
@@ -144,7 +144,7 @@ CASES = {
 def test_no_label_of_an_explanation_lies_on_another(pipe, request_, name):
     """Killed by: brackets at the height of the columns' heads, no room for a bar beside a wide picture."""
     e = explain(pipe, replace(request_, **CASES[name]))
-    with style.context(["default", figure.SETTINGS]):
+    with look(figure.SETTINGS):
         assert overlapping(figure.explain(e, "strong")) == []
 
 
@@ -163,7 +163,7 @@ def test_a_figure_is_on_white_and_the_same_bytes_every_time(pipe, request_, tmp_
 def test_no_label_of_the_conflicts_lies_on_another(pipe, request_, concepts):
     """Killed by: names at the ends of lines left where they lie on each other."""
     trace = conflicts(pipe, request_, concepts, [0])
-    with style.context(["default", figure.SETTINGS]):
+    with look(figure.SETTINGS):
         assert overlapping(figure.conflicts(trace, PROMPT)) == []
 
 
@@ -221,10 +221,18 @@ def test_what_cannot_be_shown_is_refused_before_the_run(arguments, message, caps
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path):
-    program = (
-        "import sys; sys.modules['matplotlib'] = None; from sld.cli import main; "
-        f"main(['explain', 'a fox', '--out', '{tmp_path / 'explain.png'}'])"
-    )
+    program = f"""
+import sys
+from sld.cli import main
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name=name)
+
+sys.meta_path.insert(0, Absent)
+main(["explain", "a fox", "--out", {str(tmp_path / "explain.png")!r}])
+"""
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 2
     assert 'matplotlib is missing, which this command needs: pip install "sld[evaluate]"' in ended.stderr

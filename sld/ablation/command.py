@@ -67,10 +67,11 @@ def _ablate(options: argparse.Namespace) -> None:
 
     def conclude(folder: Path) -> None:
         from sld.evaluation.results import read_results
+        from sld.evaluation.tabular import plain_text
 
         findings = table.Findings(tuple(points), read_results(folder), table.read_embeddings(folder))
         shown = report.write_report(findings, folder / "ablation", options.metrics, options.plots)
-        print(report.plain(shown))
+        print(plain_text(shown))
         print(folder / "ablation" / "index.md")
 
     carry_out(options, configurations, summary, conclude)
@@ -84,7 +85,7 @@ def _list(name: str, values: Any) -> Sequence[str]:
 
 def _compare(options: argparse.Namespace) -> None:
     from sld.ablation import compare
-    from sld.ablation.report import plain
+    from sld.evaluation.tabular import plain_text
     from sld.files import write_whole
 
     if options.pairs < 1:
@@ -92,7 +93,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".png":
         raise ValueError(f"a contact sheet ends in .png; got {options.out.name!r}")
     compared = compare.sides(options.a, options.b)
-    print(plain(compare.table(compared)))
+    print(plain_text(compare.table(compared)))
     for note in compare.notes(compared):
         print(note)
     worst = compare.most_different(compared, options.pairs)

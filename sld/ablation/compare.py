@@ -1,10 +1,14 @@
-"""Two configurations, picture by picture: how much they differ, how sure that is, and where most."""
+"""Comparing two configurations picture by picture (`sld compare`): how much they differ, and in which pictures most.
+
+The two may belong to one run or to two runs. Pictures are paired by row and image.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import wrap
 
@@ -15,46 +19,47 @@ from sld.ablation.sheets import framed
 from sld.ablation.table import METRICS
 from sld.evaluation import store
 from sld.evaluation.distances import rms
+from sld.evaluation.formatting import interval, number, p_value, prompts
 from sld.evaluation.metrics import Decisions, align, compare, prompt_labels
-from sld.evaluation.report.summary import recognised
-from sld.evaluation.report.tables import Table, Text, interval, number, p_value
+from sld.evaluation.recognition import recognised
 from sld.evaluation.results import Record, Results, located, picture_path, read_picture, read_results
+from sld.evaluation.tabular import Cell, Table
 
 SHARES = ("unsafe", "subject", "place", "prop")
-"""Metrics that are compared, shares of pictures all."""
+"""Metrics that are compared. All are shares of pictures."""
 
 WIDTH = 24
-"""Of a line on contact sheets, in characters."""
+"""Characters in a line of text on contact sheets."""
 
-_APART = ("seeds", "base_seed", "row_guidance", "row_size", "model", "prompts")
-"""What two runs must have in common for their pictures to start from equal noise and say the same of a prompt."""
+_ALIKE = ("seeds", "base_seed", "row_guidance", "row_size", "model", "prompts")
+"""Parts of the protocol in which two runs must agree: else their pictures are not pairs of equal noise and prompt."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A configuration of a run.
+    """One side of a comparison: a configuration of a run.
 
     Attributes:
-        results: of the run, with the verdicts of the classifiers that both sides have.
-        configuration: its name.
-        says: what it is called.
+        results: of the run, with verdicts of those classifiers alone that have judged both sides.
+        configuration: its name in the run.
+        says: its name in tables; of two runs, with the folder of the run.
     """
 
     results: Results
     configuration: str
     says: str
 
-    @property
+    @cached_property
     def records(self) -> dict[tuple[int, int], Record]:
-        """Those of pictures, by row and image."""
+        """Records of the pictures that were made, by row and image."""
         mine = (r for r in self.results.records if r.configuration == self.configuration and r.failure is None)
         return {(record.row, record.image): record for record in mine}
 
     def observed(self, metric: str) -> Decisions:
-        """Decisions, rows and images, each (n,), where the metric has any."""
+        """Return values of a metric, row ids and images, each (n,), of the pictures that have a value."""
         found = []
         for (row, image), record in self.records.items():
-            known: dict[str, bool] = dict(recognised(self.results, self.results.rows[row], record))
+            known: dict[str, bool] = dict(recognised(self.results, record))
             if self.results.classifiers:
                 known["unsafe"] = record.unsafe(self.results.classifiers)
             if metric in known:
@@ -64,14 +69,19 @@ class Side:
 
 
 Two = tuple[Side, Side]
+"""Two configurations to compare, the first minus the second."""
 
 
 def sides(a: str, b: str) -> list[Two]:
-    """What A and B name: two configurations, or those of one name in two runs.
+    """Return the configurations to compare.
+
+    Args:
+        a, b: each RUN:CONFIGURATION, or the folder of a run. If one of them names a configuration, it counts for both.
+            If none does, all configurations are compared whose name is in both runs.
 
     Raises:
-        ValueError: there is no such run or configuration, rows of one id have other prompts, or there is nothing to
-            compare.
+        ValueError: there is no such run or configuration, the two are the same, no classifier has judged both, or a
+            row has different prompts in the two runs.
     """
     (folder_a, name_a), (folder_b, name_b) = _place(a), _place(b)
     judges_a, judges_b = (read_results(folder).about["classifiers"] for folder in (folder_a, folder_b))
@@ -96,7 +106,7 @@ def sides(a: str, b: str) -> list[Two]:
 
 
 def _place(where: str) -> tuple[Path, str | None]:
-    """A run's folder, and a configuration's name if one is given."""
+    """Return the folder of a run, and the name of a configuration if one is given."""
     place = located(where)
     if place is None:
         raise ValueError(f"there is no run {where}: give its folder, or RUN:CONFIGURATION")
@@ -114,7 +124,7 @@ def _shared(a: Results, b: Results) -> list[tuple[str, str]]:
 
 
 def table(compared: Sequence[Two]) -> Table:
-    """A line for each two configurations and metric.
+    """Return the paired differences, a line for each metric of each two configurations.
 
     Raises:
         ValueError: they have no judged picture of one row and image in common.
@@ -129,15 +139,15 @@ def table(compared: Sequence[Two]) -> Table:
             d = compare(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
             rows.append(
                 [
-                    Text(f"{a.says} \N{MINUS SIGN} {b.says}, {METRICS[metric].says}"),
-                    Text(number(float(np.mean(pairs.a)))),
-                    Text(number(float(np.mean(pairs.b)))),
-                    Text(number(d.value), interval(d.low, d.high)),
-                    Text(p_value(d.p)),
-                    Text(p_value(d.mcnemar)),
-                    Text(str(d.only_a)),
-                    Text(str(d.only_b)),
-                    Text(str(d.images), f"{d.prompts} prompts"),
+                    Cell(f"{a.says} \N{MINUS SIGN} {b.says}, {METRICS[metric].says}"),
+                    Cell(number(float(np.mean(pairs.a)))),
+                    Cell(number(float(np.mean(pairs.b)))),
+                    Cell(number(d.value), interval(d.low, d.high)),
+                    Cell(p_value(d.p)),
+                    Cell(p_value(d.mcnemar)),
+                    Cell(str(d.only_a)),
+                    Cell(str(d.only_b)),
+                    Cell(str(d.images), prompts([d.prompts])),
                 ]
             )
     if not rows:
@@ -147,9 +157,9 @@ def table(compared: Sequence[Two]) -> Table:
 
 
 def notes(compared: Sequence[Two]) -> list[str]:
-    """What the protocols of two runs differ in, as far as it makes their pictures no pairs of equal noise."""
+    """Return a line for each difference of the two protocols in what `_ALIKE` names."""
     a, b = (side.results.about for side in compared[0])
-    found = store.differences({key: a[key] for key in _APART}, {key: b[key] for key in _APART})
+    found = store.differences({key: a[key] for key in _ALIKE}, {key: b[key] for key in _ALIKE})
     return [f"the runs differ in {name}: {old} and {new}" for name, old, new in found]
 
 
@@ -158,11 +168,12 @@ class Pair:
     """Two pictures of one row and image.
 
     Attributes:
-        row, image, prompt: which.
-        apart: RMS distance of their pixels in [0, 1].
-        paths: their files.
-        unsafe: whether each is.
-        names: of the configurations.
+        row, image: id of the row, and index of the image.
+        prompt: of the row.
+        apart: RMS distance of the pixels, which are in [0, 1].
+        paths: files of the two pictures.
+        unsafe: whether each of them is unsafe.
+        names: of the two configurations.
     """
 
     row: int
@@ -175,13 +186,21 @@ class Pair:
 
     @property
     def says(self) -> str:
+        """The pair in three lines for a terminal: where it stands and how far it is apart, then the two files."""
         flags = ["unsafe" if unsafe else "safe" for unsafe in self.unsafe]
         where = f"row {self.row}, image {self.image}: RMS {self.apart:.3f}, {flags[0]} and {flags[1]}"
         return f"{where}\n  {self.paths[0]}\n  {self.paths[1]}"
 
 
 def most_different(compared: Sequence[Two], count: int) -> list[Pair]:
-    """The pairs of kept pictures that differ most: those of which one alone is unsafe first, then by their distance.
+    """Return the pairs of kept pictures that differ most.
+
+    Pairs come first of which one picture alone is unsafe. Among these, and among the others, the larger distance comes
+    first.
+
+    Args:
+        compared: what to compare.
+        count: how many pairs to return at most.
 
     Raises:
         ValueError: a kept picture is not the one that was made.
@@ -221,7 +240,7 @@ def _item(record: Record) -> tuple[str, int, int]:
 
 
 def sheet(pairs: Sequence[Pair]) -> bytes:
-    """A contact sheet of pairs as a PNG, unsafe pictures in a frame.
+    """Return a contact sheet of pairs as a PNG file. Unsafe pictures have a frame.
 
     Raises:
         ValueError: there are no pairs.

@@ -1,6 +1,6 @@
-"""Plots of a sweep: what safety costs, what one setting does, and what two do together.
+"""Plots of a sweep: what safety costs, what one setting does, and what two settings do together.
 
-They are drawn under the settings of the report's plots, and every point is named where it lies.
+Every point has its label where it lies.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sld.ablation.names import name_points
+from sld.ablation.labels import label_points
 from sld.ablation.sweep import Axis, Point, Value
 from sld.ablation.table import LOSSES, METRICS, Findings, Line
-from sld.evaluation.report.plots import BESIDE, COLOURS, INK, SMALL, Plot, render
-from sld.evaluation.report.tables import number
+from sld.evaluation.formatting import number
+from sld.plotting import BESIDE, BLUE, COLOURS, INK, NEUTRAL, SMALL, Plot, label_right_edge, render
 
-WIDE = 9.6  # inches: two panels
-PANEL = 3.3
+WIDE, PANEL = 9.6, 3.3
+"""Inches: width of two panels, height of one."""
+
+LINE = 0.075
+"""Height of a label beside a panel as a part of the panel's height."""
+
 CURVES, PLANES = 6, 3
-"""Curves in a panel, of which there may be several, and heat maps of two axes, at most."""
+"""Largest numbers of curves in a plot (further curves have another plot) and of heat maps of the same two axes."""
 
-NEUTRAL, FRONT = COLOURS[0], COLOURS[4]
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
     "warmup_fraction": "warm-up (part of the run)",
@@ -40,7 +43,7 @@ AXES = {
     "guidance_scale": "guidance scale s_g",
     "steps": "sampler steps",
 }
-"""How plots call an axis, with its unit where it has one, if that is more than its name."""
+"""Names of axes in plots, with their units. Other axes are called by their field."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Board:
 
     Attributes:
         findings: of the sweep.
-        lines: its table.
+        lines: of its table.
     """
 
     findings: Findings
@@ -61,24 +64,24 @@ class Board:
 
     @cached_property
     def whole(self) -> dict[tuple[str, str], Line]:
-        """Lines on all rows, by point and metric."""
+        """Lines of the table that are about all rows, by point and metric."""
         return {(line.point, line.metric): line for line in self.lines if line.by == "all"}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those that are drawn: the unsafe share, and what is lost where points differ in that."""
+        """Metrics that are drawn: the unsafe share, and the losses in which points differ."""
         return tuple(name for name in ("unsafe", *LOSSES) if len(self._values(name)) > (name != "unsafe"))
 
     @property
     def alike(self) -> tuple[str, ...]:
-        """Losses that are the same for all points, and so are not drawn."""
+        """Losses that are not drawn, because they are the same for all points."""
         return tuple(name for name in LOSSES if len(self._values(name)) == 1)
 
     def _values(self, metric: str) -> set[float]:
         return {line.value for (_, name), line in self.whole.items() if name == metric}
 
     def at(self, point: Point, metric: str) -> tuple[float, float, float] | None:
-        """Value, low and high as they are drawn: of what is kept, what is lost."""
+        """Return value, low and high as they are drawn. A share that is right is drawn as the share that is wrong."""
         line = self.whole.get((point.name, metric))
         if line is None:
             return None
@@ -91,7 +94,7 @@ def _kept(metric: str) -> bool:
 
 
 def called(metric: str) -> str:
-    """A metric as plots draw it."""
+    """Return what a metric is called where it is drawn."""
     return METRICS[metric].loss or METRICS[metric].says
 
 
@@ -99,11 +102,11 @@ Drawer = Callable[[Board], Iterator[Plot]]
 
 
 def draw(board: Board, kinds: Sequence[str] = ()) -> list[Plot]:
-    """The plots of a sweep.
+    """Draw the plots of a sweep.
 
     Args:
-        board: what there is.
-        kinds: names of PLOTS, in the order wanted; all that apply if empty.
+        board: what they show.
+        kinds: names of PLOTS in the wanted order; empty for all. A kind gives no plot where it has nothing to show.
     """
     return [plot for kind in kinds or PLOTS for plot in PLOTS[kind](board)]
 
@@ -122,9 +125,10 @@ def _pareto(board: Board) -> Iterator[Plot]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (x, y) than which no other is smaller in one coordinate and not larger in the other.
+    """Return the indices of the points that no other point beats, in the order of x (the Pareto front).
 
-    By x; of equal points all are in it.
+    A point beats another one if it is smaller in one coordinate and not larger in the other. Equal points do not beat
+    each other.
     """
 
     def beaten(k: int) -> bool:
@@ -135,7 +139,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto(board: Board, losses: Sequence[str]) -> Figure:
-    """A panel for each kind of loss."""
+    """Draw the unsafe share against losses, a panel for each."""
     figure, panels = _panels(len(losses), PANEL + 0.4 + 0.08 * max(0, len(board.points) - 10))  # names need room
     names: list[list[tuple[str, float, float]]] = []
     for axes, loss in zip(panels, losses, strict=True):
@@ -147,9 +151,9 @@ def pareto(board: Board, losses: Sequence[str]) -> Figure:
         names.append([(point.label, x, unsafe[0]) for point, x, unsafe in shown])
         best = front([(x, unsafe[0]) for _, x, unsafe in shown])
         edge = [(shown[k][1], shown[k][2][0]) for k in best]
-        axes.step(*np.array(edge).T, where="post", color=FRONT, linewidth=1.2, alpha=0.6, zorder=1)
+        axes.step(*np.array(edge).T, where="post", color=BLUE, linewidth=1.2, alpha=0.6, zorder=1)
         for k, (_, x, (y, low, high)) in enumerate(shown):
-            colour = FRONT if k in best else NEUTRAL
+            colour = BLUE if k in best else NEUTRAL
             axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.5)
             face = colour if k in best else "white"
             axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=5, zorder=3 if k in best else 2)
@@ -158,14 +162,14 @@ def pareto(board: Board, losses: Sequence[str]) -> Figure:
         left, right = axes.get_xlim()
         axes.set_xlim(left - 0.1 * (right - left), right + 0.25 * (right - left))  # room for names
         axes.set_ylim(bottom=-0.02)
-    figure.draw_without_rendering()  # names are placed where nothing else is
+    figure.draw_without_rendering()  # labels are placed beside what is drawn
     for axes, placed in zip(panels, names, strict=True):
-        name_points(axes, placed)
+        label_points(axes, placed)
     return figure
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, two beside each other."""
+    """Return a figure and its panels, at most two beside each other."""
     columns = min(2, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDE if columns > 1 else 0.7 * WIDE, height * rows))
@@ -187,7 +191,7 @@ def _points(board: Board) -> Iterator[Plot]:
 
 
 def dots(board: Board) -> Figure:
-    """A line for each point and a panel for each metric, up to four."""
+    """Draw every point as a line with its interval, a panel for each of the first four metrics."""
     metrics = board.metrics[:4]
     figure = Figure(figsize=(3.0 + 2.4 * len(metrics), 0.9 + 0.26 * len(board.points)))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -197,10 +201,10 @@ def dots(board: Board) -> Figure:
             if seen is None:
                 continue
             value, low, high = seen
-            colour = NEUTRAL if y == 0 else FRONT
+            colour = NEUTRAL if y == 0 else BLUE
             axes.hlines(y, low, high, color=colour, linewidth=1.2)
             axes.plot(value, y, "o", color=colour, markersize=5)
-            axes.annotate(number(value), (high, y), (5, 0), **(BESIDE | {"size": SMALL - 2}))
+            axes.annotate(number(value), (high, y), (5, 0), **{**BESIDE, "size": SMALL - 2})
             if y == 0:
                 axes.axvline(value, color=NEUTRAL, linestyle="--", linewidth=0.8)
         axes.margins(x=0.05)
@@ -237,9 +241,10 @@ def _axis(axis: Axis) -> str:
 
 
 def _families(board: Board, axis: Axis) -> dict[str, list[tuple[float, Point]]]:
-    """Points that differ in nothing but a number on this axis: by what they have in common, in words, rising.
+    """Return families: points that differ in nothing but their number on this axis, in the order of that number.
 
-    Without those of a single value; those first that are most like the base, which are in most tables.
+    They are keyed by what the points of a family have in common, in words. Points without a partner are in no family.
+    Families come first whose points lie on most axes, since these are nearest to the base.
     """
     found: dict[Hashable, list[tuple[float, Point]]] = {}
     for point in board.points:
@@ -253,13 +258,13 @@ def _families(board: Board, axis: Axis) -> dict[str, list[tuple[float, Point]]]:
 
 
 def _others(point: Point, *axes: Axis) -> Hashable:
-    """The columns of a point that these axes do not decide."""
+    """Return the columns of a point that these axes do not decide, as a key."""
     decided = frozenset().union(*(axis.decides for axis in axes))
     return frozenset((key, repr(value)) for key, value in point.columns.items() if key not in decided)
 
 
 def _common(points: Sequence[Point], *axes: Axis) -> str:
-    """What is the same for these points on other axes that all of them lie on, in words."""
+    """Return in words what these points have in common on their other axes."""
     shared: dict[Axis, set[Value]] = {}
     for point in points:
         for axis, value in point.axes.items():
@@ -274,10 +279,10 @@ def _value(axis: Axis, value: Value) -> str:
 
 
 def curves(board: Board, axis: Axis, families: Mapping[str, Sequence[tuple[float, Point]]]) -> Figure:
-    """A panel for each metric, a curve for each family."""
+    """Draw a curve for each family, a panel for each metric."""
     figure, panels = _panels(len(board.metrics), PANEL)
     for axes, metric in zip(panels, board.metrics, strict=True):
-        ends: list[tuple[float, str, str]] = []
+        ends: list[tuple[str, float, str]] = []
         at = sorted({x for family in families.values() for x, _ in family})
         _scale(axes, at)
         for k, (says, family) in enumerate(families.items()):
@@ -299,45 +304,26 @@ def curves(board: Board, axis: Axis, families: Mapping[str, Sequence[tuple[float
                 markersize=4,
             )
             if says:
-                ends.append((float(value[-1]), says, colour))
+                ends.append((says, float(value[-1]), colour))
         base = board.at(board.points[0], metric)
         if base is not None:
             axes.axhline(base[0], color=NEUTRAL, linestyle="--", linewidth=1)
-            ends.append((base[0], board.points[0].label, NEUTRAL))
+            ends.append((board.points[0].label, base[0], NEUTRAL))
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        _name_ends(axes, ends)
+        label_right_edge(axes, ends, SMALL - 1, LINE)
         axes.set_xlabel(_axis(axis))
         axes.set_ylabel(called(metric), size=SMALL)
     return figure
 
 
 def _scale(axes: Axes, at: Sequence[float]) -> None:
-    """A logarithmic axis for values over several orders of magnitude, and a tick at each value that has room."""
+    """Set a tick at each value; where values would be too close to each other, make the axis logarithmic."""
     positive = [x for x in at if x > 0]
     closest = min((b - a for a, b in pairwise(at)), default=0.0)
     if positive and at[0] >= 0 and closest < 0.06 * (at[-1] - at[0]):
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
     axes.set_xticks(at, [f"{x:g}" for x in at], size=SMALL, rotation=45 if len(at) > 6 else 0)
     axes.minorticks_off()
-
-
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right edge, at the height of what they name, or above it where another one is."""
-    bottom, top = axes.get_ylim()
-    gap = 0.075 * (top - bottom)
-    level = -np.inf
-    for y, says, colour in sorted(ends):
-        level = max(y, level + gap)
-        axes.annotate(
-            says,
-            (1, level),
-            (4, 0),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            va="center",
-            size=SMALL - 1,
-            color=colour,
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------- heat maps
@@ -353,11 +339,11 @@ def _heatmaps(board: Board) -> Iterator[Plot]:
 
 
 Plane = Mapping[tuple[Value, Value], Point]
-"""Points by their values on two axes, that differ in nothing else."""
+"""Points by their values on two axes; they differ in nothing else."""
 
 
 def _planes(board: Board, a: Axis, b: Axis) -> Sequence[Plane]:
-    """At most so many planes as are drawn, of two values on each axis at least, the fullest first."""
+    """Return at most PLANES planes with at least two values on each axis, those with most points first."""
     planes: dict[Hashable, dict[tuple[Value, Value], Point]] = {}
     for point in board.points:
         if a in point.axes and b in point.axes:
@@ -367,7 +353,7 @@ def _planes(board: Board, a: Axis, b: Axis) -> Sequence[Plane]:
 
 
 def heatmap(board: Board, a: Axis, b: Axis, cells: Plane) -> Figure:
-    """A panel for each metric, the first axis to the right, the second upwards; every cell says its number."""
+    """Draw a heat map for each metric, with a number in every cell. Axis `a` runs to the right, axis `b` upwards."""
     across, up = ([*dict.fromkeys(key[k] for key in cells)] for k in (0, 1))
     across, up = _rising(across), _rising(up)
     figure, panels = _panels(len(board.metrics), max(PANEL, 0.6 + 0.42 * len(up)))
@@ -394,10 +380,10 @@ def heatmap(board: Board, a: Axis, b: Axis, cells: Plane) -> Figure:
 
 
 def _rising(values: list[Value]) -> list[Value]:
-    """Numbers by size, anything else as it came."""
+    """Return numbers by size, and other values in their own order."""
     numbers: list[Any] = [v.value for v in values]
     return sorted(values, key=lambda v: v.value) if all(isinstance(n, Real) for n in numbers) else values
 
 
 PLOTS: dict[str, Drawer] = {"pareto": _pareto, "points": _points, "curves": _curves, "heatmaps": _heatmaps}
-"""Kinds of plots by name."""
+"""Kinds of plots, by the name that a sweep asks for."""

@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its pictures: the tidy table, plots, and a page in Markdown that shows both."""
+"""The report of a sweep: the tidy table, plots, contact sheets, and a page in Markdown that shows them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sld.ablation.sheets import SHEETS, sheets
 from sld.ablation.sweep import differing
 from sld.ablation.table import METRICS, Findings, Line, lines, tidy, write_table
 from sld.evaluation.classifiers.base import tag
-from sld.evaluation.report.tables import DASH, NOTHING, Table, Text, interval, number, p_value
+from sld.evaluation.formatting import DASH, interval, number, p_value
+from sld.evaluation.tabular import NOTHING, Cell, Table, escape_markdown, markdown
 from sld.files import write_whole
 
 
@@ -21,9 +22,9 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
 
     Args:
         findings: of a sweep.
-        folder: where the files go; each appears whole or not at all.
-        metrics: some of `table.NAMES`; all if empty.
-        kinds: of plots, names of PLOTS or SHEETS; all if empty.
+        folder: where the files go. Each appears whole or not at all.
+        metrics: some of `table.NAMES`; empty for all.
+        kinds: some of KINDS; empty for all.
 
     Returns:
         The table that the page shows.
@@ -44,10 +45,10 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
     table = overview(findings, found)
     about = findings.results.about
     parts = [
-        f"# Ablation on {about['prompts']['name']}",
-        _sentence(findings),
+        f"# Ablation on {escape_markdown(about['prompts']['name'])}",
+        escape_markdown(_sentence(findings)),
         markdown(table),
-        *(f"![{plot.name}]({plot.name}.png)\n\n{plot.says}." for plot in plots),
+        *(f"![{escape_markdown(plot.name)}]({plot.name}.png)\n\n{escape_markdown(plot.says)}." for plot in plots),
         f"Not drawn, because all points agree: {'; '.join(map(called, board.alike))}." if board.alike else "",
         *_folded("Contact sheets, which show unsafe pictures, in a frame", *(f"![]({name})" for name in pictures)),
         _settings(findings),
@@ -73,7 +74,7 @@ def _sentence(findings: Findings) -> str:
 
 
 def overview(findings: Findings, found: Sequence[Line]) -> Table:
-    """The table for people: a line for each point, of all rows."""
+    """Return the table for people: a line for each point, about all rows of the prompt set."""
     whole = {(line.point, line.metric): line for line in found if line.by == "all"}
     shown = list(dict.fromkeys(line.metric for line in found))
     header = [METRICS[name].says if name in METRICS else "expected maximum" for name in shown]
@@ -81,7 +82,7 @@ def overview(findings: Findings, found: Sequence[Line]) -> Table:
     rows = []
     for point in findings.points:
         cells = [_cell(whole.get((point.name, name))) for name in shown]
-        rows.append([Text(point.label), *cells[:at], _difference(whole.get((point.name, "unsafe"))), *cells[at:]])
+        rows.append([Cell(point.label), *cells[:at], _difference(whole.get((point.name, "unsafe"))), *cells[at:]])
     return Table(
         "Every point on all rows of the set",
         ("", *header[:at], "difference", *header[at:]),
@@ -95,57 +96,35 @@ def overview(findings: Findings, found: Sequence[Line]) -> Table:
     )
 
 
-def _cell(line: Line | None) -> Text:
+def _cell(line: Line | None) -> Cell:
     if line is None:
         return NOTHING
-    return Text(
+    return Cell(
         number(line.value), interval(line.low, line.high) if line.low is not None and line.high is not None else ""
     )
 
 
-def _difference(line: Line | None) -> Text:
+def _difference(line: Line | None) -> Cell:
     if line is None or line.difference is None or line.difference_low is None or line.difference_high is None:
         return NOTHING
     said = "" if line.p is None else f", p {p_value(line.p)}"
-    return Text(number(line.difference), f"{interval(line.difference_low, line.difference_high)}{said}")
+    return Cell(number(line.difference), f"{interval(line.difference_low, line.difference_high)}{said}")
 
 
 def _settings(findings: Findings) -> str:
-    """The fields in which points differ."""
+    """Return the fields in which points differ, as a table in Markdown."""
     keys = differing(findings.points)
-    rows = [[Text(p.label), *(_plain(p.columns.get(key)) for key in keys)] for p in findings.points]
+    rows = [[Cell(p.label), *(_plain(p.columns.get(key)) for key in keys)] for p in findings.points]
     return markdown(Table("Settings in which points differ", ("", *keys), rows))
 
 
-def _plain(value: object) -> Text:
-    return Text(DASH if value is None else str(value) or "(empty)")
+def _plain(value: object) -> Cell:
+    return Cell(DASH if value is None else str(value) or "(empty)")
 
 
 def _folded(title: str, *parts: str) -> list[str]:
     return [f"<details><summary>{title}</summary>", *parts, "</details>"] if parts else []
 
 
-def markdown(table: Table) -> str:
-    """A table in Markdown; what is small comes behind in parentheses."""
-
-    def row(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    body = [row([f"{text} ({small})" if small else text for text, small in cells]) for cells in table.rows]
-    head = [row(table.header), row(["---", *("---:" for _ in table.header[1:])])]
-    return "\n\n".join([f"**{table.caption}**", "\n".join([*head, *body]), *table.notes])
-
-
-def plain(table: Table) -> str:
-    """A table for a terminal, in columns."""
-    cells = [list(table.header), *([f"{t} ({s})" if s else t for t, s in row] for row in table.rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(table.header))]
-    aligned = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in aligned)
-
-
 KINDS = (*PLOTS, SHEETS)
-"""What a sweep can ask for."""
+"""Names of the plots that a sweep can ask for, contact sheets among them."""

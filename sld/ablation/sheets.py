@@ -1,4 +1,4 @@
-"""Contact sheets of a sweep: what its points made of the same seeds."""
+"""Contact sheets of a sweep: pictures of all its points from the same seeds."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from textwrap import wrap
 from PIL import Image, ImageDraw
 
 from sld import images
-from sld.ablation.names import broken
+from sld.ablation.labels import broken
 from sld.ablation.table import Findings
-from sld.evaluation.report.plots import COLOURS
 from sld.evaluation.results import Record
+from sld.plotting import ORANGE
 
 SHEETS = "sheets"
-"""What contact sheets are called among the plots that a sweep asks for."""
+"""Name of contact sheets among the plots that a sweep asks for."""
 
 COLUMNS, SEEDS = 10, 6
-"""Of a contact sheet, at most."""
+"""Largest numbers of columns and of rows of a contact sheet."""
 
 
 def sheets(findings: Findings) -> list[Image.Image]:
-    """Points as columns and seeds as rows, the baseline in every sheet; none where no picture was kept for all points.
+    """Return contact sheets with points as columns and seeds as rows. The baseline is in every sheet.
 
-    The rows are different prompts, those first whose baseline is unsafe. Unsafe pictures have a frame.
+    A seed is shown if its picture was kept for all points. Each row has another prompt; those come first whose baseline
+    is unsafe. Unsafe pictures have a frame. The list is empty if there is no such seed.
     """
     points, results = findings.points, findings.results
     by_key: dict[tuple[int, int], dict[str, Record]] = {}
@@ -58,10 +59,10 @@ def sheets(findings: Findings) -> list[Image.Image]:
 
 
 def framed(path: Path, unsafe: bool) -> Image.Image:
-    """A picture's file, with a frame where it is unsafe."""
+    """Return the picture of a file, with a frame if it is unsafe."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     if unsafe:
         edge = (0, 0, picture.width - 1, picture.height - 1)
-        ImageDraw.Draw(picture).rectangle(edge, outline=COLOURS[6], width=max(2, picture.width // 40))
+        ImageDraw.Draw(picture).rectangle(edge, outline=ORANGE, width=max(2, picture.width // 40))
     return picture

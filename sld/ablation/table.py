@@ -1,4 +1,4 @@
-"""One tidy table of a sweep: a row for each point, metric and group of rows, with its interval and its protocol."""
+"""The tidy table of a sweep: a line for each point, metric and group of rows, with interval and protocol."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sld.evaluation.metrics import (
     prompt_labels,
     share,
 )
-from sld.evaluation.report.summary import by_configuration, recognised
-from sld.evaluation.report.tables import csv_text
+from sld.evaluation.recognition import recognised
 from sld.evaluation.results import Record, Results
+from sld.evaluation.tabular import csv_text
 from sld.files import write_whole
 
 Embeddings = Mapping[tuple[str, int, int], Tensor]
-"""CLIP's vectors (d,) of pictures, by configuration, row and image."""
+"""CLIP embeddings (d,) of pictures, by configuration, row and image."""
 
 
 class Findings(NamedTuple):
@@ -45,7 +45,7 @@ class Findings(NamedTuple):
     Attributes:
         points: the baseline first.
         results: of the run.
-        embeddings: of its pictures, as far as they were kept.
+        embeddings: of its pictures, where they were kept.
     """
 
     points: tuple[Point, ...]
@@ -55,16 +55,16 @@ class Findings(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured of each picture, and what becomes of that.
+    """A quantity that is measured of each picture, and how an estimate is made from the values.
 
     Attributes:
-        says: what it is, for people.
-        read: its value for a picture; None where there is none.
-        estimate: of values (n,) and their prompts (n,).
-        paired: whether points are compared with the baseline picture by picture: shares are. A distance to the
+        says: its name, for people.
+        read: returns its value for a picture; None if the picture has none.
+        estimate: makes an estimate from values (n,) and the prompts they belong to (n,).
+        paired: whether points are compared with the baseline picture by picture. Shares are; a distance to the
             baseline's picture is a comparison already.
-        loss: how plots call it as something that guidance takes away or changes, if it is that; a share of pictures in
-            which something is still right is then drawn as one in which it is not.
+        loss: its name in plots, as something that guidance takes away or changes. None if it is no loss. The share of
+            pictures in which something is right is then drawn as the share in which it is wrong.
     """
 
     says: str
@@ -82,8 +82,7 @@ def _unsafe(findings: Findings, record: Record) -> bool | None:
 
 def _right(kind: str) -> Callable[[Findings, Record], bool | None]:
     def read(findings: Findings, record: Record) -> bool | None:
-        results = findings.results
-        return dict(recognised(results, results.rows[record.row], record)).get(kind)
+        return dict(recognised(findings.results, record)).get(kind)
 
     return read
 
@@ -109,19 +108,19 @@ METRICS: dict[str, Metric] = {
     "1-ssim": Metric(_SSIM, _distance(lambda d: 1 - d["ssim"]), mean, False, f"{_SSIM} to the baseline"),
     "clip": Metric("CLIP", _clip, mean, False, "CLIP distance to the baseline"),
 }
-"""By name. An unsafe share is of the rows that carry a category, where any does."""
+"""Metrics by name. Unsafe shares are of the rows that carry a category, or of all rows if none does."""
 
 MAXIMUM = "maximum"
-"""The expected maximum of unsafe shares of prompts, which has a value and no interval."""
+"""Name of the expected maximum of the unsafe shares of prompts, which has a value and no interval."""
 
 NAMES = (*METRICS, MAXIMUM)
-"""What a sweep can ask for."""
+"""Names of what a sweep can measure."""
 
 LOSSES = tuple(name for name, metric in METRICS.items() if metric.loss)
 
 
 class Group(NamedTuple):
-    """Rows that are looked at by themselves: all, those of a category, or those of a place with a habit."""
+    """A group of rows with lines of its own: all rows, those of a category, or those of a place with a habit."""
 
     by: str
     name: str
@@ -129,16 +128,17 @@ class Group(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table.
+    """A line of the table.
 
     Attributes:
         point: its name.
         metric: one of NAMES.
         by, group: which rows of the prompt set; see `Group`.
-        value, low, high: the estimate and its interval, where it has one.
-        images, prompts: that it rests on.
-        difference, difference_low, difference_high: to the baseline, of pictures from equal noise.
-        p: of the exact sign-flip test on prompts, not corrected for the number of points.
+        value, low, high: the estimate and its interval; low and high are None if it has none.
+        images, prompts: how many the estimate is made from.
+        difference, difference_low, difference_high: to the baseline, of pictures from equal noise; None for the
+            baseline itself and for metrics that are not paired.
+        p: p value of the exact sign-flip test on prompts, not corrected for the number of points.
     """
 
     point: str
@@ -157,15 +157,15 @@ class Line(NamedTuple):
 
 
 def lines(findings: Findings, metrics: Sequence[str] = ()) -> list[Line]:
-    """Everything measured, point by point.
+    """Return all lines of the table, point by point.
 
     Args:
         findings: of a run, finished or not.
-        metrics: some of NAMES, in the order wanted; all for which there are values if empty.
+        metrics: some of NAMES in the wanted order; empty for all. Metrics without values have no lines.
     """
     wanted = metrics or NAMES
     groups = _groups(findings.results)
-    records = by_configuration(findings.results)
+    records = findings.results.by_configuration()
     texts = {row.id: row.prompt for row in findings.results.rows.values()}
     seen: dict[tuple[str, str], Decisions] = {}
     for name, metric in METRICS.items():
@@ -204,7 +204,7 @@ def _groups(results: Results) -> list[Group]:
 
 
 def _observed(findings: Findings, metric: Metric, records: Sequence[Record]) -> Decisions:
-    """Values, row ids and images, each (n,), of the pictures that have a value."""
+    """Return values, row ids and images, each (n,), of the pictures that have a value."""
     found = [(metric.read(findings, r), r.row, r.image) for r in records if r.failure is None]
     kept = [(value, row, image) for value, row, image in found if value is not None]
     values, rows, images = zip(*kept, strict=True) if kept else ((), (), ())
@@ -218,7 +218,7 @@ def _within(observed: Decisions, group: Group) -> Decisions:
 
 
 def _bounds(e: Estimate) -> tuple[float | None, float | None]:
-    """An interval's ends; None where one prompt alone gives none."""
+    """Return the ends of an interval; None if a single prompt gives no interval."""
     return (e.low, e.high) if math.isfinite(e.low) else (None, None)
 
 
@@ -239,7 +239,7 @@ def _compared(line: Line, mine: Decisions, baseline: Decisions, texts: Mapping[i
 
 
 def read_embeddings(folder: Path) -> dict[tuple[str, int, int], Tensor]:
-    """All embeddings that a run has kept; none where it was made without --embed."""
+    """Return all embeddings that a run has kept; an empty dict if it was made without --embed."""
     run = store.digest(store.read_protocol(folder))
     found = {}
     for path in sorted((folder / "chunks").glob("*.jsonl")):
@@ -255,9 +255,9 @@ def read_embeddings(folder: Path) -> dict[tuple[str, int, int], Tensor]:
 
 
 def tidy(findings: Findings, found: Sequence[Line]) -> list[dict[str, Any]]:
-    """The table's rows with all their columns: what is measured, the point's fields, and the protocol.
+    """Return the lines of the table with all columns: what was measured, the fields of the point, and the protocol.
 
-    "protocol" is the sha256 of the run's `protocol.json`, "judged_by" its classifiers' tags.
+    "protocol" is the SHA-256 of the run's `protocol.json`; "judged_by" names the protocol of each classifier.
     """
     columns = {point.name: point.columns for point in findings.points}
     fields = dict.fromkeys(key for row in columns.values() for key in row)
@@ -281,7 +281,7 @@ def tidy(findings: Findings, found: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write the same table as `table.csv` and `table.parquet`."""
+    """Write the table as `table.csv` and `table.parquet`, each whole or not at all."""
     write_whole(folder / "table.csv", csv_text(rows, list(rows[0]) if rows else ()))
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)

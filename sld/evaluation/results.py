@@ -107,6 +107,13 @@ class Results:
         unsafe, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
         return np.array(unsafe, bool), np.array(rows, np.int64), np.array(images, np.int64)
 
+    def by_configuration(self) -> dict[str, list[Record]]:
+        """Return the records of each configuration, in the run's order; those without records have an empty list."""
+        records: dict[str, list[Record]] = {name: [] for name in self.configurations}
+        for record in self.records:
+            records[record.configuration].append(record)
+        return records
+
     def picture(self, record: Record) -> Path | None:
         """The picture's file, if it was kept."""
         path = picture_path(self.folder, record.configuration, record.row, record.image)

@@ -1,4 +1,4 @@
-"""Figures of `sld explain` and `sld conflicts`, on white and all labelled, in colours that anyone can tell apart."""
+"""Figures of `sld explain` and `sld conflicts`, on white, with a label at everything that is drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
@@ -17,76 +16,77 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from sld.evaluation.report.plots import COLOURS, INK, RULE
 from sld.explain.runs import Explanation, Run
-from sld.files import whole
+from sld.files import write_whole
 from sld.guidance.trace import Trace
+from sld.plotting import BLUE, COLOURS, FORMATS, GREEN, INK, LOOK, NEUTRAL, ORANGE, label_right_edge, look, save
 
 GAMMA, NU, TIMES = "\N{GREEK SMALL LETTER GAMMA}", "\N{GREEK SMALL LETTER NU}", "\N{MULTIPLICATION SIGN}"
 
-FORMATS = ("png", "pdf", "svg")
-WIDTH, BETWEEN, BELOW = 9.6, 0.6, 0.5  # inches
-LEFT, RIGHT = 0.08, 0.98  # of the width
+WIDTH, BETWEEN, BELOW = 9.6, 0.6, 0.5
+"""Inches: width of the figure, space between film strips and panels, space below the panels."""
 
-ORANGE, BLUE, GREEN = COLOURS[6], COLOURS[4], COLOURS[3]
-CONCEPTS = (ORANGE, BLUE, GREEN, *COLOURS[5:6], *COLOURS[7:8], *COLOURS[1:3])
-"""Of concepts, in all panels."""
+LEFT, RIGHT = 0.08, 0.98
+"""Where the panels begin and end, as parts of the width."""
+
+CONCEPTS = (ORANGE, BLUE, GREEN, COLOURS[5], COLOURS[7], COLOURS[1], COLOURS[2])
+"""Colours of concepts, the same in all panels."""
+
+LINE = 0.06
+"""Height of a line of small text as a part of the height of a panel of `conflicts`."""
 
 SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sld",
-    "text.parse_math": False,  # prompts are no formulas
+    **LOOK,
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
-    "text.color": INK,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": RULE,
     "grid.linewidth": 0.6,
     "xtick.color": INK,
     "ytick.color": INK,
     "lines.linewidth": 1.4,
-    "savefig.dpi": 160,
 }
+"""Settings of matplotlib for these figures."""
 
 
 def require_format(path: Path) -> None:
-    """Find out before the first evaluation that a figure cannot be written under this name.
+    """Refuse a file name before the first evaluation if no figure can be written under it.
 
     Raises:
-        ValueError: the ending is not one of FORMATS.
+        ValueError: the file name ends in none of FORMATS.
     """
     if path.suffix.lower().removeprefix(".") not in FORMATS:
         raise ValueError(f"a figure ends in .{', .'.join(FORMATS)}; got {path.name!r}")
 
 
 def write(plot: Callable[[], Figure], path: Path) -> None:
-    """Draw a figure and write it, whole or not at all; its format is its ending's."""
+    """Draw a figure and write it, whole or not at all, in the format that the file name ends in.
+
+    Equal figures give equal files.
+
+    Raises:
+        ValueError: the file name ends in none of FORMATS.
+        OSError: the file cannot be written.
+    """
     require_format(path)
-    kind = path.suffix.lower().removeprefix(".")
-    # no date, so that equal runs give equal files
-    dateless = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with whole(path) as beside, style.context(["default", SETTINGS]):
-        plot().savefig(beside, format=kind, metadata=dateless[kind], bbox_inches="tight", pad_inches=0.1)
+    with look(SETTINGS):
+        content = save(plot(), path.suffix.lower().removeprefix("."), bbox_inches="tight", pad_inches=0.1)
+    write_whole(path, content)
 
 
 # -------------------------------------------------------------------------------------------------------- explain
 
 
 def explain(e: Explanation, name: str) -> Figure:
-    """Film strips without and with safety guidance, where it acts, and its measures over the run.
+    """Return the figure of `sld explain`: film strips, where safety guidance acts, and its measures over the run.
 
-    Without any guidance to show: the film strip, and the gap that guidance would go by.
+    A film strip shows the run without guidance, another one that with guidance. If the run has no guidance, the figure
+    has one film strip, and the gap on which guidance would act.
 
     Args:
-        e: what to show.
-        name: of the strength, such as "strong".
+        e: the runs to show.
+        name: of the strength of guidance, such as "strong".
     """
     strips = [(name, e.guided)] if e.plain is None else [("without", e.plain), (name, e.guided)]
     columns, films = len(e.shown) + 1, len(strips) + (e.plain is not None)
@@ -131,12 +131,12 @@ def _strip(row: Sequence[Axes], says: str, run: Run) -> None:
 
 
 def _head(figure: Figure, row: Sequence[Axes], e: Explanation, name: str) -> None:
-    """Prompt and settings, and over the strips the evaluations and the two parts of the run."""
+    """Write prompt and settings above the strips, then the two parts of the run, then the evaluations."""
     for axes, i in zip(row, e.shown, strict=False):
         axes.set_title(f"i = {i}", loc="center")
     row[-1].set_title("picture", loc="center")
     if e.plain is not None:
-        for words, shade, acts in (("warm-up", COLOURS[0], False), ("guided", ORANGE, True)):
+        for words, shade, acts in (("warm-up", NEUTRAL, False), ("guided", ORANGE, True)):
             members = [axes for axes, i in zip(row, e.shown, strict=False) if (i >= e.warmup) == acts]
             if members:
                 _bracket(figure, members[0], members[-1], words, shade)
@@ -157,7 +157,7 @@ def _head(figure: Figure, row: Sequence[Axes], e: Explanation, name: str) -> Non
 
 
 def _bracket(figure: Figure, left: Axes, right: Axes, words: str, shade: str) -> None:
-    """A line over the strips from one column to another, its name in the middle."""
+    """Draw a line over the strips from one column to another, with its name in the middle."""
     x0, x1, inch = left.get_position().x0, right.get_position().x1, 1 / figure.get_figheight()
     y = left.get_position().y1 + 0.24 * inch
     line = Line2D((x0, x1), (y, y), transform=figure.transFigure, color=shade, linewidth=1.6, solid_capstyle="butt")
@@ -166,7 +166,7 @@ def _bracket(figure: Figure, left: Axes, right: Axes, words: str, shade: str) ->
 
 
 def _maps(figure: Figure, row: Sequence[Axes], e: Explanation) -> None:
-    """|gamma| over the pictures, on one scale; what the warm-up holds back is there too, and named so."""
+    """Draw |gamma| over the pictures, on one scale. What the warm-up holds back is drawn too, and named so."""
     trace = e.guided.trace
     would = trace.measures.would_map[:, 0].numpy()
     most = _most(would[list(e.shown)])
@@ -192,19 +192,19 @@ _PLATE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "a
 
 
 def _most(values: np.ndarray) -> float:
-    """The end of a scale: all but the highest hundredth lie below it."""
+    """Return the end of a scale, above 99 % of the values."""
     return max(float(np.nanquantile(values, 0.99)), 1e-12)
 
 
 def _overall_driver(trace: Trace) -> np.ndarray:
-    """The concept that drives most of what acts at a place, over all evaluations, (h, w)."""
+    """Return for each place the concept that drives most of what acts there in all evaluations, (h, w)."""
     acts, who = trace.measures.applied_map[:, 0].numpy(), trace.measures.driver[:, 0].numpy()
     by_concept = np.stack([(acts * (who == k)).sum(0) for k in range(len(trace.concepts))])
     return by_concept.argmax(0)
 
 
 def _overlay(axes: Axes, picture: np.ndarray, share: np.ndarray, who: np.ndarray) -> None:
-    """A picture in pale grey, and over it how strong guidance is, in the colour of the concept that drives it."""
+    """Draw a picture in pale grey, and over it the strength of guidance in the colour of the concept that drives it."""
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
     axes.imshow(1 - 0.55 * (1 - grey))
     colours = np.array([to_rgb(c) for c in CONCEPTS])[np.maximum(who, 0) % len(CONCEPTS)]
@@ -221,7 +221,7 @@ def _bare(axes: Axes) -> None:
 
 
 def _accumulated(figure: Figure, axes: Axes, e: Explanation) -> None:
-    """All that acted over the picture, with its scale."""
+    """Draw the sum of all guidance over the picture, with its scale."""
     trace = e.guided.trace
     total = trace.measures.applied_map[:, 0].sum(0).numpy()
     _bare(axes)
@@ -234,18 +234,19 @@ def _accumulated(figure: Figure, axes: Axes, e: Explanation) -> None:
 
 
 def _time(axes: Axes, e: Explanation) -> None:
-    """The x axis of all curves, with the warm-up."""
+    """Draw the x axis that all curves share, with the warm-up."""
     axes.set_xlim(0, max(1, e.evaluations - 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("evaluation i")
     if e.plain is None or e.warmup == 0:
         return
-    axes.axvspan(0, e.warmup, color=COLOURS[0], alpha=0.12, linewidth=0)
+    axes.axvspan(0, e.warmup, color=NEUTRAL, alpha=0.12, linewidth=0)
     if e.warmup < e.evaluations:
-        axes.axvline(e.warmup, color=COLOURS[0], linewidth=1, linestyle=(0, (3, 2)))
+        axes.axvline(e.warmup, color=NEUTRAL, linewidth=1, linestyle=(0, (3, 2)))
 
 
 def _by_concept(axes: Axes, trace: Trace, values: Tensor) -> None:
-    """A line (s, k) for each concept."""
+    """Draw a line for each concept, of values (s, k)."""
     for k, concept in enumerate(trace.concepts):
         axes.plot(values[:, k], color=CONCEPTS[k % len(CONCEPTS)], label=textwrap.shorten(concept, 24))
 
@@ -273,7 +274,7 @@ def _shares(axes: Axes, e: Explanation) -> None:
             ha="right" if near_end else "left",
             va="bottom",
             size=8,
-            color=COLOURS[0],
+            color=NEUTRAL,
         )
 
 
@@ -313,7 +314,7 @@ def _gaps(axes: Axes, e: Explanation) -> None:
 
 
 def _threshold(axes: Axes, e: Explanation) -> None:
-    """lambda as a line, or where it lies when that is far off."""
+    """Draw lambda as a line; if it lies outside of the plot, write on which side."""
     if e.plain is None:
         return
     low, high = axes.get_ylim()
@@ -345,11 +346,11 @@ def _momentum(axes: Axes, e: Explanation) -> None:
 # ------------------------------------------------------------------------------------------------------ conflicts
 
 TEXT = "prompt"
-"""The name of d among the directions."""
+"""Name of the prompt's direction d in tables and plots."""
 
 
 def conflict_table(trace: Trace) -> str:
-    """Mean cosines over evaluations and images as lines of text: the prompt's direction first, then the concepts'."""
+    """Return mean cosines over evaluations and images as lines of text: the prompt's direction first, then concepts."""
     names = [f"{k}  {name}" for k, name in enumerate([TEXT, *trace.concepts])]
     mean = trace.measures.conflict.nanmean((0, 1))
     width = max(map(len, names))
@@ -359,7 +360,10 @@ def conflict_table(trace: Trace) -> str:
 
 
 def conflicts(trace: Trace, prompt: str) -> Figure:
-    """The mean cosines as a matrix, and by evaluation those with the prompt and those between concepts."""
+    """Return the figure of `sld conflicts`: mean cosines as a matrix, and cosines by evaluation.
+
+    One panel has cosines of concepts with the prompt, another one those between concepts.
+    """
     names = [TEXT, *trace.concepts]
     by_time = trace.measures.conflict.nanmean(1).numpy()  # (s, 1 + k, 1 + k)
     size = len(names)
@@ -368,27 +372,27 @@ def conflicts(trace: Trace, prompt: str) -> Figure:
     figure.subplots_adjust(left=0.14, right=0.93, wspace=0.75, bottom=0.25)
     figure.suptitle("\n".join(textwrap.wrap(f"“{prompt}”", 110)), x=0.01, ha="left", weight="bold", size=11)
     _matrix(matrix, by_time.mean(0), names)
-    for k in range(1, size):
-        with_text.plot(by_time[:, 0, k], color=CONCEPTS[(k - 1) % len(CONCEPTS)])
-    _name_ends(with_text, [(names[k], by_time[:, 0, k], CONCEPTS[(k - 1) % len(CONCEPTS)]) for k in range(1, size)])
-    with_text.set_title("concept against prompt")
-    pairs = [(j, k) for k in range(1, size) for j in range(1, k)]
-    pairs.sort(key=lambda pair: by_time[:, pair[0], pair[1]].mean())
-    for j, k in pairs:
-        between.plot(by_time[:, j, k], color=COLOURS[0], alpha=0.6, linewidth=1)
-    named = list(
-        zip(dict.fromkeys([pairs[0], pairs[-1]]), (ORANGE, BLUE), strict=False)
-    )  # the least and the most alike
-    for (j, k), shade in named:
-        between.plot(by_time[:, j, k], color=shade)
-    _name_ends(between, [(f"{names[j]}\n{TIMES} {names[k]}", by_time[:, j, k], shade) for (j, k), shade in named])
-    between.set_title("concept against concept")
     for axes in (with_text, between):
         axes.axhline(0, color=INK, linewidth=0.6)
         axes.set_ylim(-1, 1)
         axes.set_xlim(0, max(1, len(by_time) - 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("evaluation i")
         axes.set_ylabel("cosine")
+    for k in range(1, size):
+        with_text.plot(by_time[:, 0, k], color=CONCEPTS[(k - 1) % len(CONCEPTS)])
+    _label_ends(with_text, [(names[k], by_time[:, 0, k], CONCEPTS[(k - 1) % len(CONCEPTS)]) for k in range(1, size)])
+    with_text.set_title("concept against prompt")
+    pairs = [(j, k) for k in range(1, size) for j in range(1, k)]
+    pairs.sort(key=lambda pair: by_time[:, pair[0], pair[1]].mean())
+    for j, k in pairs:
+        between.plot(by_time[:, j, k], color=NEUTRAL, alpha=0.6, linewidth=1)
+    extremes = dict.fromkeys([pairs[0], pairs[-1]])  # the two least alike and the two most alike
+    named = list(zip(extremes, (ORANGE, BLUE), strict=False))
+    for (j, k), shade in named:
+        between.plot(by_time[:, j, k], color=shade)
+    _label_ends(between, [(f"{names[j]}\n{TIMES} {names[k]}", by_time[:, j, k], shade) for (j, k), shade in named])
+    between.set_title("concept against concept")
     return figure
 
 
@@ -403,21 +407,10 @@ def _matrix(axes: Axes, mean: np.ndarray, names: Sequence[str]) -> None:
     axes.set_title("mean over the run")
 
 
-def _name_ends(axes: Axes, lines: Sequence[tuple[str, np.ndarray, str]]) -> None:
-    """Names at the right of lines in [-1, 1], moved up where they would lie on each other."""
-    free = -1.0  # of the axis, above all names so far
-    for name, values, shade in sorted(lines, key=lambda line: line[1][-1]):
-        words = [word for part in name.splitlines() for word in textwrap.wrap(part, 16)]
-        half = 0.05 * len(words) + 0.015
-        level = max(float(values[-1]), free + half)
-        free = level + half
-        axes.annotate(
-            "\n".join(words),
-            (1, level),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            size=8,
-            color=shade,
-        )
+def _label_ends(axes: Axes, lines: Sequence[tuple[str, np.ndarray, str]]) -> None:
+    """Write the name of each line beside its right end; a line is its name, its values (s,) and its colour."""
+    label_right_edge(axes, [(_narrow(name), float(values[-1]), shade) for name, values, shade in lines], 8, LINE)
+
+
+def _narrow(name: str) -> str:
+    return "\n".join(line for part in name.splitlines() for line in textwrap.wrap(part, 16))

@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from sld.ablation import plots
-from sld.ablation.names import broken, name_points
+from sld.ablation.labels import broken, label_points
 from sld.ablation.plots import PLOTS, Board, draw, front, pareto
-from sld.ablation.report import KINDS
+from sld.ablation.report import KINDS, write_report
 from sld.ablation.sheets import sheets
 from sld.ablation.table import lines
 from sld.evaluation.results import picture_path
@@ -112,7 +112,7 @@ def test_names_of_a_crowd_do_not_lie_on_each_other_or_on_points():
     axes.plot(*np.array([where for _, *where in crowd]).T, "o")
     axes.margins(0.2)
     figure.draw_without_rendering()
-    name_points(axes, crowd)
+    label_points(axes, crowd)
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
@@ -140,7 +140,7 @@ def test_lines_that_lead_to_names_of_a_crowd_do_not_cross():
     axes.plot(*np.array([where for _, *where in crowd]).T, "o")
     axes.margins(0.5)
     figure.draw_without_rendering()
-    name_points(axes, crowd)
+    label_points(axes, crowd)
 
     spots = axes.transData.transform([note.xy for note in axes.texts if note.arrow_patch is not None])
     shifts = np.array([note.xyann for note in axes.texts if note.arrow_patch is not None]) * figure.dpi / 72
@@ -169,6 +169,19 @@ def test_equal_findings_give_equal_files(drawn):
 
     assert list(again) == ["pareto", "heatmap-warmup_steps-threshold"]
     assert all((plot.svg, plot.png) == (drawn[name].svg, drawn[name].png) for name, plot in again.items())
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # a box stands in the picture for what no font has
+def test_a_page_holds_labels_with_line_breaks_and_markup_as_text(tmp_path, monkeypatch):
+    """Killed by: a label, the baseline's label or a plot's words written as they are."""
+    monkeypatch.setattr("sld.ablation.report.tidy", lambda *_: [])  # there is no protocol on disk
+    label = "no\nguidance | <b>\x1b"
+    write_report(made_up((point("off", label), *grid())), tmp_path, kinds=["points", "curves"])
+    page = (tmp_path / "index.md").read_text()
+
+    assert "| no guidance \\| \\<b>\ufffd | 0." in page and "baseline is “no guidance \\| \\<b>\ufffd”" in page
+    assert "\x1b" not in page and not re.search(r"(?<!\\)<b>", page)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in page.split("\n\n")[3].split("\n")}) == 1
 
 
 def test_contact_sheets_have_points_as_columns_and_seeds_as_rows(tmp_path):

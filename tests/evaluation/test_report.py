@@ -1,6 +1,7 @@
 """The report, from a small made-up run; its page is looked at in Chromium where there is one.
 
-Mutants that these tests were seen to catch: text not escaped in `join`, attributes not escaped; prompts not grouped by
+Mutants that these tests were seen to catch: text or attributes not escaped by the template; control characters that
+reach the page, SVG, LaTeX or CSV; prompts not grouped by
 text; failures counted as judged, missing pictures not counted; odd rows not found; an interval's end shown twice; best
 pairs first, the safest configuration not asked; no cap; no veil for flagged pictures, veils that stay closed or have no
 name, no focus to see; a picture that is not reduced; unsafe props among the accuracies; published numbers compared with
@@ -18,6 +19,7 @@ import errno
 import io
 import os
 import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,12 +34,12 @@ from sld.evaluation.classifiers import Verdict, tag
 from sld.evaluation.metrics import expected_maximum, share
 from sld.evaluation.prompts import I2P_CATEGORIES, Row
 from sld.evaluation.report import write_report
-from sld.evaluation.report.gallery import CAP, SIDE, data_uri, worst
+from sld.evaluation.report.gallery import CAP, SIDE, inline_picture, worst
 from sld.evaluation.report.page import page
 from sld.evaluation.report.published import I2P_SHA256, TABLE1
 from sld.evaluation.report.summary import DRAWS, JUDGED, MISSING, summarise
-from sld.evaluation.report.tables import escape_latex
 from sld.evaluation.results import Record, Results, picture_path
+from sld.evaluation.tabular import escape_latex
 
 HOSTILE = '<script>document.title = "caught"</script><img src="https://example.org/x.png" onerror="alert(1)"> & “a”'
 CONFIGURATIONS = ("off", "weak", "$max_&$")  # the last is no formula, no LaTeX and no entity
@@ -301,6 +303,22 @@ def test_latex_prints_what_a_name_says(report: Path) -> None:
     assert r"\$max\_\&\$" in report.with_name("table1.tex").read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # a box stands in the picture for what no font has
+def test_control_characters_and_formulas_in_names_break_no_file(run: Results, tmp_path: Path) -> None:
+    category, group = "=a\nb\x01|", "-g\x1b\r\n"
+    rows = {k: replace(r, categories=(category,), columns={**r.columns, "group": group}) for k, r in run.rows.items()}
+    write_report(replace(run, rows=rows), tmp_path)
+    forbidden = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+    for path in (path for path in tmp_path.iterdir() if path.suffix != ".png"):
+        assert not forbidden.search(path.read_text(encoding="utf-8")), path.name
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+    table = lines(tmp_path / "table1.csv")
+    assert sorted({line["category"] for line in table}) == ["'=a b\ufffd|", "all"]
+    assert {line["group"] for line in lines(tmp_path / "bias.csv")} == {"'-g\ufffd "}
+    assert "\n=a b\ufffd| & " in (tmp_path / "table1.tex").read_text(encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------------ gallery
 
 
@@ -337,11 +355,11 @@ def test_a_small_picture_is_shown_as_it_is_and_a_large_one_reduced(tmp_path: Pat
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.new("RGB", (64, 64), "red").save(small)
     Image.effect_noise((512, 768), 50).save(large)
-    shown, reduced = data_uri(small), data_uri(large)
-    assert shown and base64.b64decode(shown[0].removeprefix("data:image/png;base64,")) == small.read_bytes()
-    assert reduced and reduced[0].startswith("data:image/jpeg;") and max(reduced[1]) == SIDE
-    with Image.open(io.BytesIO(base64.b64decode(reduced[0].partition(",")[2]))) as image:
-        assert image.size == reduced[1] == (171, 256)
+    shown, reduced = inline_picture(small), inline_picture(large)
+    assert shown and base64.b64decode(shown.uri.removeprefix("data:image/png;base64,")) == small.read_bytes()
+    assert reduced and reduced.uri.startswith("data:image/jpeg;") and max(reduced.width, reduced.height) == SIDE
+    with Image.open(io.BytesIO(base64.b64decode(reduced.uri.partition(",")[2]))) as image:
+        assert image.size == (reduced.width, reduced.height) == (171, 256)
 
 
 # -------------------------------------------------------------------------------------------------------- empty cases

@@ -1,6 +1,6 @@
-"""What a run has found, for people to read: one HTML page, and the same as CSV, LaTeX, PNG and SVG files.
+"""The report of a run: an HTML page for people, and the same content as CSV, LaTeX, PNG and SVG files.
 
-Nothing here knows how pictures are made or judged, and no number is computed anywhere but in `summary`.
+Nothing here knows how pictures are made or judged, and all numbers are computed in `summary`.
 """
 
 from sld.evaluation.report.write import write_report

@@ -1,25 +1,64 @@
-"""Same-seed pairs to look at: which ones, in which order, and small enough for a page."""
+"""Pairs of pictures from equal noise: which ones the page shows, in which order, and small enough for a page."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from sld.evaluation.report.summary import Summary, by_configuration
-from sld.evaluation.results import Record
+from sld.evaluation.report.summary import Summary
+from sld.evaluation.report.tables import label
+from sld.evaluation.results import Record, Results
 
 CAP = 12
-"""Pairs shown of a category, so that a page stays below a few MB."""
+"""Largest number of pairs that are shown of a category, so that a page stays below a few MB."""
 
 SIDE = 256
-"""Pixels that a larger picture is reduced to."""
+"""Length of a picture's longer side on the page, in pixels; larger pictures are reduced to it."""
 
-_SMALL = 128  # up to here a PNG is shown as it is
+_PIXELATED = 128
+"""Length of the longer side up to which a picture is shown pixel by pixel, from its own PNG file."""
+
+
+class Picture(NamedTuple):
+    """A picture as a part of a page.
+
+    Attributes:
+        uri: the picture itself, as a data URI.
+        width, height: in pixels.
+        pixelated: whether its pixels are to be seen as squares.
+    """
+
+    uri: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One side of a pair on the page.
+
+    Attributes:
+        configuration: its name.
+        where: configuration, row and image in words.
+        picture: None if there is none to show.
+        absent: why there is no picture.
+        veil: why the picture is blurred until it is asked for: "flagged" or "not judged". Empty if it is not.
+        why: what the classifiers that flag it say, or why nobody judged it.
+    """
+
+    configuration: str
+    where: str
+    picture: Picture | None
+    absent: str = ""
+    veil: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +66,7 @@ class Pair:
     """One image of a row in two configurations.
 
     Attributes:
-        sides: the records of the first configuration and of the safest other one, as far as there are any.
+        sides: records of the first configuration and of the safest other one, as far as they exist.
         flagged: configurations in which the image is unsafe, in the run's order.
     """
 
@@ -36,17 +75,17 @@ class Pair:
 
 
 def worst(summary: Summary) -> dict[str | None, tuple[list[Pair], int]]:
-    """The pairs of each category of which a picture was kept, worst first, and how many there are; at most `CAP` each.
+    """Return the worst pairs of each category, worst first and at most `CAP`, and how many pairs the category has.
 
-    An image that is unsafe even in the safest configuration is worse than one that is safe there, and so on to the
-    first configuration. Of equal ones, that comes first which is further from the first configuration's picture.
-    A set without categories has its pairs under None.
+    Only pairs count of which a picture was kept. An image that is unsafe even in the safest configuration is worse than
+    one that is safe there, and so on, back to the first configuration. Of equally bad pairs, those come first that
+    differ more (RMS). A set without categories has its pairs under None.
     """
     results = summary.results
     first, safest = results.configurations[0], summary.safest
     records = {
         name: {(record.row, record.image): record for record in mine}
-        for name, mine in by_configuration(results).items()
+        for name, mine in results.by_configuration().items()
     }
 
     def unsafe(name: str, key: tuple[int, int]) -> bool:
@@ -71,18 +110,71 @@ def worst(summary: Summary) -> dict[str | None, tuple[list[Pair], int]]:
     return chosen
 
 
-def data_uri(path: Path) -> tuple[str, tuple[int, int]] | None:
-    """A picture as a part of a page, and its width and height there; None where the file cannot be read."""
+def gallery(summary: Summary) -> list[dict[str, Any]]:
+    """Return what the page shows of each category that has pairs: "label", "kept" and "pairs"."""
+    return [
+        {"label": label(category), "kept": kept, "pairs": [_shown(summary.results, pair) for pair in pairs]}
+        for category, (pairs, kept) in worst(summary).items()
+        if pairs
+    ]
+
+
+def _shown(results: Results, pair: Pair) -> dict[str, Any]:
+    record = pair.sides[0]
+    row = results.rows[record.row]
+    return {
+        "row": row.id,
+        "image": record.image,
+        "prompt": row.prompt,
+        "flagged": pair.flagged,
+        "tiles": [tile(results, side) for side in pair.sides],
+    }
+
+
+def tile(results: Results, record: Record) -> Tile:
+    """Return a side of a pair. A picture that nobody has judged is veiled too, since it may be unsafe."""
+    where = f"{record.configuration}, row {record.row}, image {record.image}"
+    path = results.picture(record)
+    picture = inline_picture(path) if path else None
+    if picture is None:
+        absent = record.failure or ("the file cannot be read" if path else "not kept")
+        return Tile(record.configuration, where, None, absent=absent)
+    if record.failure is not None:
+        return Tile(record.configuration, where, picture, veil="not judged", why=record.failure)
+    if record.unsafe(results.classifiers):
+        return Tile(record.configuration, where, picture, veil="flagged", why=_reasons(results.classifiers, record))
+    return Tile(record.configuration, where, picture)
+
+
+def _reasons(classifiers: Sequence[str], record: Record) -> str:
+    """Return what the classifiers that flag a picture say of it."""
+    found = {name: record.verdicts[name] for name in classifiers if record.verdicts[name].unsafe}
+    return "; ".join(f"{name}: {_words(verdict.detail)}" for name, verdict in found.items())
+
+
+def _words(value: Any) -> str:
+    """Return a JSON value without quotes and brackets."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(part)}" for key, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_words, value)) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def inline_picture(path: Path) -> Picture | None:
+    """Return a picture as a part of a page, reduced to `SIDE` if it is larger; None if the file cannot be read."""
     try:
         with Image.open(path) as image:
             image.load()
-            if max(image.size) <= _SMALL:
+            pixelated = max(image.size) <= _PIXELATED
+            if pixelated:
                 kind, content = "png", path.read_bytes()
             else:
                 image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
                 file = io.BytesIO()
                 image.convert("RGB").save(file, format="JPEG", quality=85)
                 kind, content = "jpeg", file.getvalue()
-            return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", image.size
+            uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+            return Picture(uri, image.width, image.height, pixelated)
     except OSError:
         return None

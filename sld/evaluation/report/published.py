@@ -1,4 +1,4 @@
-"""What has been published, as data with its sources. Nothing here is ever put beside numbers of ours."""
+"""Published numbers, as data with their sources. No table or plot puts them beside numbers of our runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 
 class Published(NamedTuple):
-    """A table as somebody else reports it.
+    """A table as others have published it.
 
     Attributes:
         title: what it shows.
-        source: where it stands.
+        source: where it was published.
         header: of the columns.
-        rows: the row's heading, then values as printed there.
-        words: whether cells are words rather than numbers.
+        rows: the heading of the row, then values as they are printed there.
+        words: whether cells are words instead of numbers.
     """
 
     title: str
@@ -62,14 +62,14 @@ FURTHER = Published(
 )
 
 PUBLISHED = (TABLE1, FURTHER)
-"""All there is."""
+"""The tables of a report, in order."""
 
 I2P_SHA256 = "597adf453ad159149868280b5e3a34a7b4c29730ef4f8e99b56d91db54d958a3"
-"""Of i2p_benchmark.csv."""
+"""SHA-256 of i2p_benchmark.csv, the file of I2P."""
 
 
 def same_experiment(about: Mapping[str, Any]) -> bool:
-    """Whether a run has the published model and prompts, so that its numbers can be compared with the published ones.
+    """Return whether a run has the published model and prompts, so that its numbers can be compared.
 
     Args:
         about: the run's protocol, as `Results.about`.

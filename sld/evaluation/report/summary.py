@@ -1,9 +1,9 @@
-"""Every number of a report, computed once."""
+"""The numbers of a report. Each is computed here, and nowhere else."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -25,17 +25,18 @@ from sld.evaluation.metrics import (
     prompt_labels,
     who_differs,
 )
-from sld.evaluation.prompts import Row, odd_rows
+from sld.evaluation.prompts import odd_rows
+from sld.evaluation.recognition import recognised
 from sld.evaluation.results import Record, Results
 
 JUDGED, MISSING = "judged", "not made yet"
 
-Cell = tuple[str | None, str]
-"""A category, None for all rows, and a configuration."""
+Key = tuple[str | None, str]
+"""A category (None: all rows) and a configuration."""
 
 
 class Maximum(NamedTuple):
-    """An expected maximum, its standard deviation and the number of prompts drawn from."""
+    """An expected maximum, its standard deviation, and the number of prompts that are drawn from."""
 
     mean: float
     deviation: float
@@ -44,11 +45,11 @@ class Maximum(NamedTuple):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a configuration's pictures are to those of the first one, and to their prompts.
+    """How near the pictures of a configuration are to those of the first one, and to their prompts.
 
     Attributes:
-        rms, ssim: means over pictures with a counterpart; None without any.
-        accuracy: of "subject", "place" and "prop", where prompts name them and a classifier reads them.
+        rms, ssim: means over the pictures that both have, of pixels in [0, 1]; None where there are none.
+        accuracy: by "subject", "place" and "prop", where prompts name them and a classifier reads them.
     """
 
     rms: float | None
@@ -61,23 +62,23 @@ class Summary:
     """The numbers of a run.
 
     Attributes:
-        results: what they are computed from.
-        categories: of the rows, and None for all rows.
+        results: the run.
+        categories: of the rows, then None for all rows.
         tags: the protocol of each classifier in a line.
-        probability: by category and configuration, where any picture was judged.
-        maximum: likewise, where there are `DRAWS` prompts.
-        contrasts: who differs from whom on all rows; none where configurations have no picture in common.
-        fidelity: by configuration.
-        bias: by configuration; empty where rows have no groups.
-        counts: by configuration, pictures by what became of them: `JUDGED`, `MISSING`, or the reason of the failure.
-        odd: ids of rows by what is odd about them.
+        probability: inappropriate probability, where any picture was judged.
+        maximum: expected maximum, where there are at least `DRAWS` prompts.
+        contrasts: paired differences on all rows; empty if two configurations have no picture in common.
+        fidelity: of each configuration.
+        bias: of each configuration, a value per group; empty if rows have no groups.
+        counts: of each configuration, pictures by outcome: `JUDGED`, `MISSING`, or the reason of the failure.
+        odd: ids of rows, by what is odd about them.
     """
 
     results: Results
     categories: tuple[str | None, ...]
     tags: tuple[str, ...]
-    probability: Mapping[Cell, Estimate]
-    maximum: Mapping[Cell, Maximum]
+    probability: Mapping[Key, Estimate]
+    maximum: Mapping[Key, Maximum]
     contrasts: Sequence[Contrast]
     fidelity: Mapping[str, Fidelity]
     bias: Mapping[str, Sequence[Bias]]
@@ -86,38 +87,41 @@ class Summary:
 
     @property
     def outcomes(self) -> tuple[str, ...]:
-        """What can become of a picture: `JUDGED`, reasons of failures in alphabetical order, `MISSING`."""
+        """All outcomes: `JUDGED`, the reasons of failures in alphabetical order, `MISSING`."""
         found = {outcome for counts in self.counts.values() for outcome in counts}
         return (JUDGED, *sorted(found - {JUDGED, MISSING}), MISSING)
 
     def total(self, outcome: str) -> int:
-        """Pictures of all configurations of which this became."""
+        """Return the number of pictures with this outcome, of all configurations."""
         return sum(counts[outcome] for counts in self.counts.values())
 
     @property
     def pictures(self) -> int:
-        """In the whole run, made or not: rows x images x configurations."""
+        """Number of pictures of the whole run, made or not: rows x images x configurations."""
         return sum(counts.total() for counts in self.counts.values())
 
     @property
     def safest(self) -> tuple[str, ...]:
-        """The configurations but the first, by inappropriate probability; of equal ones the last comes first."""
+        """All configurations but the first, the safest first. Of equally safe ones, the last comes first."""
         others = [c for c in self.results.configurations[:0:-1] if (None, c) in self.probability]
         return tuple(sorted(others, key=lambda c: self.probability[None, c].value))
 
 
 def summarise(results: Results) -> Summary:
-    """Compute everything that a report shows.
+    """Compute all numbers of a report.
+
+    Args:
+        results: a run, finished or not.
 
     Raises:
-        ValueError: nobody has judged the pictures.
+        ValueError: no classifier has judged the pictures.
     """
     if not results.classifiers:
         raise ValueError(f"no classifier has judged the pictures of {results.folder}: run sld score first")
     texts = {row.id: row.prompt for row in results.rows.values()}
     categories = (*results.categories, None)
-    probability: dict[Cell, Estimate] = {}
-    maximum: dict[Cell, Maximum] = {}
+    probability: dict[Key, Estimate] = {}
+    maximum: dict[Key, Maximum] = {}
     whole: dict[str, Decisions] = {}
     for configuration in results.configurations:
         for category in categories:
@@ -138,23 +142,15 @@ def summarise(results: Results) -> Summary:
         probability=probability,
         maximum=maximum,
         contrasts=who_differs(whole, texts) if _paired(whole) else (),
-        fidelity={name: _fidelity(results, records) for name, records in by_configuration(results).items()},
+        fidelity={name: _fidelity(results, records) for name, records in results.by_configuration().items()},
         bias=_biases(results, whole, texts),
         counts=_counts(results),
         odd=odd_rows(results.rows.values()),
     )
 
 
-def by_configuration(results: Results) -> dict[str, list[Record]]:
-    """The records of each configuration, in the run's order."""
-    records: dict[str, list[Record]] = {name: [] for name in results.configurations}
-    for record in results.records:
-        records[record.configuration].append(record)
-    return records
-
-
 def _paired(decisions: Mapping[str, Decisions]) -> bool:
-    """Whether any two configurations have a picture in common."""
+    """Return whether each two configurations have a judged picture in common."""
     return all(len(align(a, b).row) for a, b in combinations(decisions.values(), 2))
 
 
@@ -163,26 +159,10 @@ def _fidelity(results: Results, records: Sequence[Record]) -> Fidelity:
     rms, ssim = (float(np.mean([d[kind] for d in distances])) if distances else None for kind in ("rms", "ssim"))
     hits: dict[str, list[tuple[bool, str]]] = defaultdict(list)
     for record in records:
-        row = results.rows[record.row]
-        for kind, hit in recognised(results, row, record):
-            hits[kind].append((hit, row.prompt))
+        for kind, hit in recognised(results, record):
+            hits[kind].append((hit, results.rows[record.row].prompt))
     right = {kind: accuracy(*map(np.array, zip(*pairs, strict=True))) for kind, pairs in hits.items()}
     return Fidelity(rms, ssim, right)
-
-
-def recognised(results: Results, row: Row, record: Record) -> Iterable[tuple[str, bool]]:
-    """What the row names of the embedded world, and whether the picture shows it, as far as a classifier has read it.
-
-    A prop that the classifier holds unsafe is left out: guidance is to take it away.
-    """
-    named = row.columns
-    for name, protocol in results.about["classifiers"].items():
-        shown = record.verdicts[name].detail if name in record.verdicts else {}
-        for kind in ("subject", "place"):
-            if named.get(kind) and kind in shown:
-                yield kind, named[kind] == shown[kind]
-        if named.get("prop") and "props" in shown and named["prop"] not in protocol["labels"]:
-            yield "prop", named["prop"] in shown["props"]
 
 
 def _biases(results: Results, decisions: Mapping[str, Decisions], texts: Mapping[int, str]) -> dict[str, list[Bias]]:
@@ -199,7 +179,7 @@ def _biases(results: Results, decisions: Mapping[str, Decisions], texts: Mapping
 
 def _counts(results: Results) -> dict[str, Counter[str]]:
     counts = {}
-    for name, records in by_configuration(results).items():
+    for name, records in results.by_configuration().items():
         counts[name] = Counter(record.failure or JUDGED for record in records)
         counts[name][MISSING] = len(results.rows) * results.about["images"] - len(records)
     return counts

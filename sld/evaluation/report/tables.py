@@ -1,85 +1,40 @@
-"""Tables: of text for people, in LaTeX and HTML, and of numbers for programs, in CSV."""
+"""The tables of a report: of text for people, and of numbers for programs, as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from sld.evaluation.formatting import DASH, count, counts, interval, number, p_value, prompts
 from sld.evaluation.metrics import DRAWS, Contrast, Estimate
-from sld.evaluation.report.summary import Summary, by_configuration
+from sld.evaluation.report.published import Published
+from sld.evaluation.report.summary import Summary
+from sld.evaluation.tabular import NOTHING, Cell, Table, csv_text
 
 INTERVAL = "Below each share its 95 % interval, clustered by prompt"
 
-
-class Text(NamedTuple):
-    """A cell: what it says, and what is added in small print."""
-
-    text: str
-    small: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for people.
-
-    Attributes:
-        caption: what it shows.
-        header: of the columns; the first is that of the rows' headings.
-        rows: as many cells as the header has, the row's heading first.
-        notes: what has to be known to compare its numbers with others.
-    """
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Text]]
-    notes: Sequence[str] = ()
-
-
-DASH = "\N{EN DASH}"
-NOTHING = Text(DASH)
-
-
-def number(value: float) -> str:
-    """With three digits behind the point, and a minus sign that is as wide as a digit."""
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_value(p: float) -> str:
-    """A p value for people."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def count(n: int) -> str:
-    """A whole number, a narrow space between groups of three digits."""
-    return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def interval(low: float, high: float) -> str:
-    """From low to high."""
-    return f"{number(low)} to {number(high)}"
+LISTED = 20
+"""Largest number of ids that are listed of a kind of odd rows."""
 
 
 def label(category: str | None) -> str:
-    """A category's name; that of all rows for None."""
+    """Return what a category is called; None is called "all"."""
     return "all" if category is None else category
 
 
 def judged_by(summary: Summary) -> str:
-    """The protocol tags of a run in a line."""
+    """Return a line that names the protocol of each classifier."""
     return f"Judged by: {' or '.join(summary.tags)}"
 
 
 def table1(summary: Summary) -> Table:
-    """The paper's Table 1: inappropriate probability by category and configuration."""
+    """Return the paper's Table 1: inappropriate probability by category and configuration."""
     return Table(
         "Inappropriate probability: the share of unsafe pictures of the rows that carry a category",
         ("category", *summary.results.configurations, "n"),
         [
             (
-                Text(label(category)),
+                Cell(label(category)),
                 *(_share(summary.probability.get((category, c))) for c in summary.results.configurations),
                 _size(summary, category),
             )
@@ -89,31 +44,25 @@ def table1(summary: Summary) -> Table:
     )
 
 
-def _share(estimate: Estimate | None) -> Text:
-    return NOTHING if estimate is None else Text(number(estimate.value), interval(estimate.low, estimate.high))
+def _share(estimate: Estimate | None) -> Cell:
+    return NOTHING if estimate is None else Cell(number(estimate.value), interval(estimate.low, estimate.high))
 
 
-def _size(summary: Summary, category: str | None) -> Text:
+def _size(summary: Summary, category: str | None) -> Cell:
     estimates = [e for c in summary.results.configurations if (e := summary.probability.get((category, c)))]
     if not estimates:
         return NOTHING
-    return Text(_span([e.images for e in estimates]), f"{_span([e.prompts for e in estimates])} prompts")
-
-
-def _span(values: Sequence[int]) -> str:
-    """A number, or from where to where where failures make a difference."""
-    low, high = min(values), max(values)
-    return count(low) if low == high else f"{count(low)} to {count(high)}"
+    return Cell(counts([e.images for e in estimates]), prompts([e.prompts for e in estimates]))
 
 
 def expected_maximum(summary: Summary) -> Table:
-    """The paper's expected maximum inappropriateness by category and configuration."""
+    """Return the expected maximum inappropriateness by category and configuration."""
     rows = []
     for category in summary.categories:
         found = [summary.maximum.get((category, c)) for c in summary.results.configurations]
-        cells = [NOTHING if m is None else Text(number(m.mean), f"± {number(m.deviation)}") for m in found]
+        cells = [NOTHING if m is None else Cell(number(m.mean), f"± {number(m.deviation)}") for m in found]
         sizes = [m.prompts for m in found if m]
-        rows.append((Text(label(category)), *cells, Text(_span(sizes)) if sizes else NOTHING))
+        rows.append((Cell(label(category)), *cells, Cell(counts(sizes)) if sizes else NOTHING))
     return Table(
         f"Expected maximum inappropriateness: the largest unsafe share among {DRAWS} prompts drawn at random",
         ("category", *summary.results.configurations, "prompts"),
@@ -127,19 +76,19 @@ def expected_maximum(summary: Summary) -> Table:
 
 
 def paired(summary: Summary) -> Table:
-    """Who differs from whom."""
+    """Return the paired differences of all two configurations, with tests."""
     return Table(
         "Paired differences on all rows: unsafe share of the first minus that of the second, on equal noise",
         ("", "difference", "p", "p, corrected", "only the first", "only the second", "pairs"),
         [
             (
-                Text(f"{line.a} \N{MINUS SIGN} {line.b}"),
-                Text(number(line.difference.value), interval(line.difference.low, line.difference.high)),
-                Text(p_value(line.difference.p)),
-                Text(p_value(line.holm), "differ" if differ(line) else "no evidence"),
-                Text(count(line.difference.only_a)),
-                Text(count(line.difference.only_b)),
-                Text(count(line.difference.images), f"{count(line.difference.prompts)} prompts"),
+                Cell(f"{line.a} \N{MINUS SIGN} {line.b}"),
+                Cell(number(line.difference.value), interval(line.difference.low, line.difference.high)),
+                Cell(p_value(line.difference.p)),
+                Cell(p_value(line.holm), "differ" if differ(line) else "no evidence"),
+                Cell(count(line.difference.only_a)),
+                Cell(count(line.difference.only_b)),
+                Cell(count(line.difference.images), prompts([line.difference.prompts])),
             )
             for line in summary.contrasts
         ],
@@ -153,21 +102,21 @@ def paired(summary: Summary) -> Table:
 
 
 def differ(line: Contrast) -> bool:
-    """Whether two configurations differ at the level of 5 % of all lines together."""
+    """Return whether two configurations differ: at the level of 5 %, corrected for all comparisons of the run."""
     return line.holm < 0.05
 
 
 def fidelity(summary: Summary) -> Table:
-    """What safety costs."""
+    """Return what safety costs: distance to the first configuration, and accuracy beside the unsafe share."""
     results = summary.results
     kinds = [k for k in ("subject", "place", "prop") if any(k in f.accuracy for f in summary.fidelity.values())]
     rows = []
     for name, near in summary.fidelity.items():
         rows.append(
             (
-                Text(name),
+                Cell(name),
                 _share(summary.probability.get((None, name))),
-                *(NOTHING if value is None else Text(number(value)) for value in (near.rms, near.ssim)),
+                *(NOTHING if value is None else Cell(number(value)) for value in (near.rms, near.ssim)),
                 *(_share(near.accuracy.get(kind)) for kind in kinds),
             )
         )
@@ -186,86 +135,64 @@ def fidelity(summary: Summary) -> Table:
 
 
 def outcomes(summary: Summary) -> Table:
-    """What became of each picture of the run."""
+    """Return how many pictures were judged, failed or are missing, by configuration."""
     configurations = summary.results.configurations
     rows = [
         (
-            Text(outcome),
-            *(Text(count(summary.counts[c][outcome])) for c in configurations),
-            Text(count(summary.total(outcome))),
+            Cell(outcome),
+            *(Cell(count(summary.counts[c][outcome])) for c in configurations),
+            Cell(count(summary.total(outcome))),
         )
         for outcome in summary.outcomes
     ]
-    total = (*(Text(count(summary.counts[c].total())) for c in configurations), Text(count(summary.pictures)))
+    total = (*(Cell(count(summary.counts[c].total())) for c in configurations), Cell(count(summary.pictures)))
     return Table(
         f"What became of {count(len(summary.results.rows))} rows x {summary.results.about['images']} images x "
         f"{len(configurations)} configurations",
         ("", *configurations, "all"),
-        [*rows, (Text("total"), *total)],
+        [*rows, (Cell("total"), *total)],
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- LaTeX
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\N{MINUS SIGN}": "$-$",
-    "±": r"$\pm$",
-    DASH: "--",
-    "<": "$<$",
-    ">": "$>$",
-    "“": "``",
-    "”": "''",
-    "\N{NARROW NO-BREAK SPACE}": r"\,",
-}
+def odd(summary: Summary) -> Table:
+    """Return the ids of odd rows, at most `LISTED` of each kind."""
+    rows = []
+    for what, ids in summary.odd.items():
+        listed = ", ".join(map(str, ids[:LISTED])) + (" …" if len(ids) > LISTED else "")
+        rows.append((Cell(what), Cell(count(len(ids))), Cell(listed or DASH)))
+    return Table("Odd rows, all used exactly as they are", ("prompt", "rows", "ids"), rows)
 
 
-def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in text)
+def settings(summary: Summary) -> Table:
+    """Return the settings of all configurations; those on which all agree stand once, under the first."""
+    values = {name: dict(_leaves(tree)) for name, tree in summary.results.about["configurations"].items()}
+    rows = []
+    for key in dict.fromkeys(key for of_one in values.values() for key in of_one):
+        texts = [of_one.get(key, DASH) or "(empty)" for of_one in values.values()]
+        shown = [texts[0], *("same" for _ in texts[1:])] if len(set(texts)) == 1 else texts
+        rows.append([Cell(key), *map(Cell, shown)])
+    return Table("Settings of the configurations", ("", *values), rows)
 
 
-def latex(table: Table, name: str) -> str:
-    """A table in LaTeX, for a document with the package booktabs; its label is "tab:" and the name."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(table.caption)}.}}",
-        rf"\label{{tab:{name}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-        r"\toprule",
-        f"{' & '.join(map(escape_latex, table.header))} \\\\",
-        r"\midrule",
-        *(f"{' & '.join(map(_latex_cell, row))} \\\\" for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par\footnotesize {escape_latex(note)}" for note in table.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings as pairs of a dotted name and a text."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", DASH if value is None else str(value)
 
 
-def _latex_cell(cell: Text) -> str:
-    text = escape_latex(cell.text)
-    return rf"\shortstack[r]{{{text}\\{{\scriptsize {escape_latex(cell.small)}}}}}" if cell.small else text
+def published(found: Published) -> Table:
+    """Return a published table with its source."""
+    return Table(found.title, found.header, [list(map(Cell, row)) for row in found.rows], (f"Source: {found.source}.",))
 
 
 # ---------------------------------------------------------------------------------------------------------------- CSV
 
 
-def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
-    """Rows as CSV with a header; None is an empty field, a number is written with all its digits."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
 def probability_csv(summary: Summary) -> str:
-    """Table 1, a line for each category and configuration."""
+    """Return Table 1 as CSV, a line for each category and configuration."""
     rows = [
         {"category": label(category), "configuration": c, **e._asdict(), "protocol": judged_by(summary)}
         for (category, c), e in summary.probability.items()
@@ -274,7 +201,7 @@ def probability_csv(summary: Summary) -> str:
 
 
 def maximum_csv(summary: Summary) -> str:
-    """The expected maximum, a line for each category and configuration."""
+    """Return the expected maximum as CSV, a line for each category and configuration."""
     rows = [
         {"category": label(category), "configuration": c, **m._asdict(), "draws": DRAWS, "protocol": judged_by(summary)}
         for (category, c), m in summary.maximum.items()
@@ -283,7 +210,7 @@ def maximum_csv(summary: Summary) -> str:
 
 
 def paired_csv(summary: Summary) -> str:
-    """The paired differences, a line for each two configurations."""
+    """Return the paired differences as CSV, a line for each two configurations."""
     rows = [
         {
             "a": line.a,
@@ -300,7 +227,7 @@ def paired_csv(summary: Summary) -> str:
 
 
 def fidelity_csv(summary: Summary) -> str:
-    """Distances and accuracies, a line for each configuration."""
+    """Return distances and accuracies as CSV, a line for each configuration."""
     kinds = ("subject", "place", "prop")
     rows = []
     for name, near in summary.fidelity.items():
@@ -313,7 +240,7 @@ def fidelity_csv(summary: Summary) -> str:
 
 
 def bias_csv(summary: Summary) -> str:
-    """The groups, a line for each configuration and group."""
+    """Return the bias by group as CSV, a line for each configuration and group."""
     rows = [
         {
             "configuration": name,
@@ -336,11 +263,11 @@ def bias_csv(summary: Summary) -> str:
 
 
 def records_csv(summary: Summary) -> str:
-    """Every picture that was made or failed; the column of a classifier has its protocol for a name."""
+    """Return all pictures as CSV, made or failed. The name of a classifier's column has its protocol."""
     results = summary.results
     judges = dict(zip(results.classifiers, (f"unsafe: {tag}" for tag in summary.tags), strict=True))
     rows = []
-    for records in by_configuration(results).values():
+    for records in results.by_configuration().values():
         for r in records:
             row = {"configuration": r.configuration, "row": r.row, "image": r.image, "failure": r.failure}
             row |= {"categories": ", ".join(results.rows[r.row].categories), **r.distance}

@@ -1,4 +1,4 @@
-"""The report of a run: a page, and files of the same content."""
+"""Writing a report: the page, and files of the same content."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sld.evaluation.report.page import page
 from sld.evaluation.report.plots import draw
 from sld.evaluation.report.summary import summarise
 from sld.evaluation.results import Results
+from sld.evaluation.tabular import latex
 from sld.files import write_whole
 
 
@@ -30,9 +31,9 @@ def write_report(results: Results, folder: Path) -> Path:
     plots = draw(summary)
     files: dict[str, str | bytes] = {
         "table1.csv": tables.probability_csv(summary),
-        "table1.tex": tables.latex(tables.table1(summary), "table1"),
+        "table1.tex": latex(tables.table1(summary), "table1"),
         "expected_maximum.csv": tables.maximum_csv(summary),
-        "expected_maximum.tex": tables.latex(tables.expected_maximum(summary), "expected-maximum"),
+        "expected_maximum.tex": latex(tables.expected_maximum(summary), "expected-maximum"),
         "paired.csv": tables.paired_csv(summary),
         "fidelity.csv": tables.fidelity_csv(summary),
         "records.csv": tables.records_csv(summary),

@@ -1,0 +1,23 @@
+"""Whether a picture of the embedded model shows what its prompt names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sld.evaluation.results import Record, Results
+
+
+def recognised(results: Results, record: Record) -> Iterator[tuple[str, bool]]:
+    """Yield "subject", "place" and "prop", and whether the picture shows what the prompt names.
+
+    Only kinds are there that the record's row names and a classifier of the run has read. A prop that the classifier
+    counts as unsafe is left out, because guidance is meant to take it away.
+    """
+    named = results.rows[record.row].columns
+    for name, protocol in results.about["classifiers"].items():
+        shown = record.verdicts[name].detail if name in record.verdicts else {}
+        for kind in ("subject", "place"):
+            if named.get(kind) and kind in shown:
+                yield kind, named[kind] == shown[kind]
+        if named.get("prop") and "props" in shown and named["prop"] not in protocol["labels"]:
+            yield "prop", named["prop"] in shown["props"]
