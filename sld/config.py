@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 Prediction = Literal["eps", "v"]
 C = TypeVar("C")
+
+
+class SamplerEntry(NamedTuple):
+    """A sampler by name.
+
+    Attributes:
+        home: the module and the class, as in "sld.samplers.ddim:DDIM".
+        spacings: of timesteps that it has; the first is its default, the one of diffusers.
+        scheduler: what diffusers calls it.
+    """
+
+    home: str
+    spacings: tuple[str, ...]
+    scheduler: str
+
+
+_SPACINGS = ("linspace", "leading", "trailing")
+SAMPLERS: dict[str, SamplerEntry] = {
+    "ddim": SamplerEntry("sld.samplers.ddim:DDIM", ("leading", "trailing"), "DDIMScheduler"),
+    "pndm": SamplerEntry("sld.samplers.pndm:PNDM", ("leading",), "PNDMScheduler"),
+    "euler": SamplerEntry("sld.samplers.euler:Euler", _SPACINGS, "EulerDiscreteScheduler"),
+    "euler-ancestral": SamplerEntry("sld.samplers.euler:EulerAncestral", _SPACINGS, "EulerAncestralDiscreteScheduler"),
+    "lms": SamplerEntry("sld.samplers.lms:LMS", _SPACINGS, "LMSDiscreteScheduler"),
+    "dpmpp-2m": SamplerEntry("sld.samplers.dpmpp:DPMpp2M", _SPACINGS, "DPMSolverMultistepScheduler"),
+}
+"""Every sampler by name."""
 
 
 @dataclass(frozen=True)

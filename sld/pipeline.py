@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sld import checkpoints, images
+from sld.choices import Numerics
 from sld.compiled import compiled_blocks, compiled_step
 from sld.config import ModelConfig
 from sld.guidance import DEFAULT_CONCEPT, Guidance, SLDConfig, guidance_for
@@ -132,6 +133,11 @@ class Pipeline:
         factor = self.config.vae.factor
         if self.tile is not None and (self.tile % factor or self.tile < 4 * factor):
             raise ValueError(f"tile must be a multiple of {factor} from {4 * factor} on, or None; got {self.tile}")
+
+    @property
+    def numerics(self) -> Numerics:
+        """What is promised of a picture's bits."""
+        return "invariant" if self.exact_batch else "reference"
 
     @property
     def device(self) -> torch.device:
@@ -388,7 +394,8 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: str | Path | None = None,
     use_ema: bool = False,
-    exact_batch: bool = False,
+    numerics: Numerics = "reference",
+    exact_batch: bool | None = None,
     channels_last: bool | None = None,
     offload: bool = False,
 ) -> Pipeline:
@@ -403,7 +410,8 @@ def load(
         tokenizer: a folder with vocab.json and merges.txt; None takes the checkpoint's own, or CLIP's from the hub or
             its cache.
         use_ema: take the averaged weights of a CompVis file that has them.
-        exact_batch: see `Pipeline`.
+        numerics: what is promised of a picture's bits, see `sld.choices.Numerics`.
+        exact_batch: see `Pipeline`; None for what `numerics` asks for.
         channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None: on CUDA,
             whose tensor cores ask for it. On CPUs blocks of Stable Diffusion's widths gain and lose by turns (0.90 to
             1.07 of the speed, one AVX2 core, float32).
@@ -435,7 +443,7 @@ def load(
         schedule=Schedule.from_config(parts.config.schedule).to(device),
         concept=EMBEDDED_CONCEPT if path is None else DEFAULT_CONCEPT,
         source=parts.source,
-        exact_batch=exact_batch,
+        exact_batch=numerics == "invariant" if exact_batch is None else exact_batch,
         kernels=("channels last",) if channels_last else (),
     )
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sld.cli import main
-from sld.options import integers
+from sld.cli.lists import integers
 
 PROMPT = "a fox in a dark alley"
 QUICK = ("--steps", "2", "--size", "32")
@@ -149,7 +149,7 @@ def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
         ((PROMPT, "--safety", "stong"), "did you mean 'strong'"),
         ((PROMPT, "--sampler", "pmdm"), "did you mean 'pndm'"),
         ((PROMPT, "--steps", "-3"), "steps"),
-        ((PROMPT, "--steps", "many"), "invalid int"),
+        ((PROMPT, "--steps", "many"), "--steps must be a whole number in [1, 1000]; got 'many'"),
         ((PROMPT, "--size", "30"), "multiples of 4; got 30"),
         ((PROMPT, "--size", "wide"), "WIDTHxHEIGHT"),
         ((PROMPT, "--seeds", str(2**64)), "seeds must be in"),
@@ -158,7 +158,7 @@ def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
         ((PROMPT, "--dtype", "int8"), "dtype must be"),
         ((PROMPT, "--dtype", "float16", "--winograd"), "needs float32"),
         ((PROMPT, "--compile", "reduce-overheads"), "did you mean 'reduce-overhead'"),
-        ((PROMPT, "--rows-at-once", "0"), "rows_at_once must be at least 1"),
+        ((PROMPT, "--rows-at-once", "0"), "--rows-at-once must be at least 1; got 0"),
         ((PROMPT, "--space", "latent"), "space must be"),
         ((PROMPT, "--batch-size", "0"), "--batch-size"),
         ((PROMPT, "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
@@ -227,7 +227,7 @@ def _seconds(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("7", [7]), ("0-3", [0, 1, 2, 3]), ("1, 5,8-9", [1, 5, 8, 9]), (str(2**64 - 1), [2**64 - 1])]
+    ("text", "seeds"), [("7", (7,)), ("0-3", (0, 1, 2, 3)), ("1, 5,8-9", (1, 5, 8, 9)), (str(2**64 - 1), (2**64 - 1,))]
 )
 def test_seeds_are_numbers_and_ranges(text, seeds):
     assert integers(text, "seeds", 2**64) == seeds

@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sld.ablation.names import name_points
-from sld.ablation.sweep import Axis, Point, Value
+from sld.ablation.points import Point
+from sld.ablation.sweep import Axis, Value
 from sld.ablation.table import LOSSES, METRICS, Findings, Line
 from sld.evaluation.report.plots import BESIDE, COLOURS, INK, SMALL, Plot, render
 from sld.evaluation.report.tables import number

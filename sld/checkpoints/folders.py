@@ -8,12 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import CLIPTextConfig
-
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, ModelConfig, Prediction, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from sld.names import named
-from sld.samplers import SAMPLERS
+from sld.config import CONFIGS, SAMPLERS, ModelConfig, Prediction, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 
 # What our networks have no option for. A folder that says otherwise is refused; one that says nothing means this.
 _UNET: dict[str, Any] = {
@@ -60,13 +56,16 @@ _VAE: dict[str, Any] = {
 }
 _SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False, "trained_betas": None}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
-_SAMPLERS: dict[str, str] = {
-    "PNDMScheduler": "pndm",
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-ancestral",
-    "LMSDiscreteScheduler": "lms",
-    "DPMSolverMultistepScheduler": "dpmpp-2m",
+_SAMPLERS: dict[str, str] = {entry.scheduler: name for name, entry in SAMPLERS.items()}
+# What transformers takes where a text encoder's config says nothing.
+_TEXT: dict[str, Any] = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 77,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 12,
+    "vocab_size": 49408,
 }
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -99,7 +98,7 @@ def _but_for_choices(config: ModelConfig) -> ModelConfig:
 def write_configs(folder: Path, config: ModelConfig) -> None:
     """Inverse of `read_config`, in the form that diffusers reads. Makes the folders."""
     unet, vae, text, schedule = config.unet, config.vae, config.text, config.schedule
-    spacing = next(iter(named("sampler", schedule.sampler, SAMPLERS)))
+    spacing = SAMPLERS[schedule.sampler].spacings[0]
     scheduler = _name(_SAMPLERS, schedule.sampler)
     _write(
         folder / "unet" / "config.json",
@@ -230,17 +229,17 @@ def _read_vae(path: Path) -> VAEConfig:
 
 def _read_text(folder: Path) -> TextConfig:
     path = folder / "text_encoder" / "config.json"
-    values = CLIPTextConfig(**_read(path, {"layer_norm_eps": _LAYER_NORM_EPS}))  # knows what the file leaves out
-    activation = values.hidden_act
+    values = _TEXT | _read(path, {"layer_norm_eps": _LAYER_NORM_EPS})
+    activation = values["hidden_act"]
     if activation not in ("quick_gelu", "gelu"):
         raise CheckpointError(f"{path}: hidden_act is {activation!r}, expected 'quick_gelu' or 'gelu'")
     return TextConfig(
-        width=values.hidden_size,
-        layers=values.num_hidden_layers,
-        heads=values.num_attention_heads,
-        hidden=values.intermediate_size,
-        tokens=values.max_position_embeddings,
-        vocabulary=values.vocab_size,
+        width=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=values["num_attention_heads"],
+        hidden=values["intermediate_size"],
+        tokens=values["max_position_embeddings"],
+        vocabulary=values["vocab_size"],
         activation=activation,
         pad=_read_pad(folder / "tokenizer", activation),
     )

@@ -1,13 +1,14 @@
-"""From the tensors of a file to the parameters of a model and back, with every key accounted for on both sides."""
+"""From the tensors of a file to the parameters of a model and back. Importing this loads no torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CheckpointError(ValueError):
@@ -26,7 +27,7 @@ def unsqueeze_matrix(x: Tensor) -> Tensor:
 
 def split_stacked(x: Tensor, pieces: int) -> tuple[Tensor, ...]:
     """Equal `pieces` along the first axis, such as the queries', keys' and values' part of a fused projection."""
-    return torch.atleast_1d(x).chunk(pieces) if pieces > 1 else (x,)
+    return (x if x.ndim else x.reshape(1)).chunk(pieces) if pieces > 1 else (x,)
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Rule:
     convolution: bool = False
 
     def read(self, stored: Tensor) -> dict[str, Tensor]:
-        """Our parameters in a stored tensor. Works on meta tensors, which tells their shapes."""
+        """Return our parameters in a stored tensor."""
         return dict(zip(self.ours, split_stacked(squeeze_convolution(stored), len(self.ours)), strict=False))
 
     def write(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The tensor to store: inverse of `read`."""
+        import torch
+
         values = [parameters[key] for key in self.ours]
         x = values[0] if len(values) == 1 else torch.cat(values)
         return unsqueeze_matrix(x) if self.convolution else x
@@ -63,46 +66,3 @@ class Leftover:
 
     def matches(self, key: str) -> bool:
         return re.fullmatch(self.pattern, key) is not None
-
-
-@dataclass(frozen=True)
-class Match:
-    """How a file's tensors and a model's parameters meet.
-
-    Attributes:
-        rules: the rule of every key of the file that has one.
-        missing: parameters of the model that nothing in the file fills.
-        differing: parameters whose shape differs, with the file's and the model's.
-        numberless: keys of the file whose values are not floating point.
-    """
-
-    rules: dict[str, Rule]
-    missing: tuple[str, ...]
-    differing: tuple[tuple[str, torch.Size, torch.Size], ...]
-    numberless: tuple[str, ...]
-
-
-def match(rules: Iterable[Rule], stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Match:
-    """Match a file to a model without reading it.
-
-    Args:
-        rules: one for every parameter of the model.
-        stored: the file's tensors; meta tensors will do.
-        parameters: the model's; meta tensors will do.
-    """
-    found: dict[str, Rule] = {}
-    missing: list[str] = []
-    differing: list[tuple[str, torch.Size, torch.Size]] = []
-    for rule in rules:
-        key = next((key for key in rule.theirs if key in stored), None)
-        if key is None:
-            missing += rule.ours
-            continue
-        found[key] = rule
-        read = rule.read(stored[key].to("meta"))
-        for ours in rule.ours:
-            shape = read[ours].shape if ours in read else stored[key].shape
-            if shape != parameters[ours].shape:
-                differing.append((ours, shape, parameters[ours].shape))
-    numberless = tuple(key for key in found if not stored[key].is_floating_point())
-    return Match(found, tuple(missing), tuple(differing), numberless)

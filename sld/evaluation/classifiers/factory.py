@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from sld.evaluation.choices import read_classifier
 from sld.evaluation.classifiers.base import Classifier
-from sld.names import named
 
 PROMPTS = "SLD_Q16_PROMPTS"
 """Environment variable with the path of Q16's learned prompts."""
-
-
-class Kind(NamedTuple):
-    """How a classifier is made: options -> what reads them, and which must be given."""
-
-    make: Callable[..., Classifier]
-    options: Mapping[str, Callable[[str], Any]]
-    required: tuple[str, ...] = ()
 
 
 # Imported when they are made: no classifier needs what another one needs.
@@ -60,11 +52,11 @@ def _user(module: str, function: str) -> Classifier:
     return UserFunction(module, function)
 
 
-CLASSIFIERS = {
-    "embedded": Kind(_embedded, {"path": Path}),
-    "q16": Kind(_q16, {"clip": str, "prompts": Path, "threshold": float}),
-    "nudenet": Kind(_nudenet, {"threshold": float, "labels": lambda text: text.split("+")}),
-    "safety-checker": Kind(_safety_checker, {"path": Path}, required=("path",)),
+_MAKERS: dict[str, Callable[..., Classifier]] = {
+    "embedded": _embedded,
+    "q16": _q16,
+    "nudenet": _nudenet,
+    "safety-checker": _safety_checker,
 }
 
 
@@ -72,29 +64,13 @@ def make_classifier(spec: str, device: str | torch.device = "cpu") -> Classifier
     """The classifier that `spec` names, complete: what is missing is an error here, not at the first picture.
 
     Args:
-        spec: a name of CLASSIFIERS, alone or with options, such as "q16:prompts=PATH,threshold=0.9" or
-            "nudenet:labels=FEMALE_BREAST_EXPOSED+ANUS_EXPOSED"; or any function, as "package.module:function".
+        spec: see `sld.evaluation.choices.read_classifier`.
         device: where networks run.
 
     Raises:
         ValueError: a name or option is unknown, or weights or a package are missing; says how to get them.
     """
-    name, colon, rest = spec.partition(":")
-    if name not in CLASSIFIERS and rest.isidentifier():
-        return _user(name, rest)
-    kind = named("classifier", name, CLASSIFIERS, ", or module:function")
-    given: dict[str, Any] = {}
-    for part in rest.split(",") if colon else ():
-        option, equals, value = part.partition("=")
-        read = named(f"option of {name}", option, kind.options)
-        if not equals or not value:
-            raise ValueError(f"{spec!r}: the option {option} has no value; write {option}=…")
-        if option in given:
-            raise ValueError(f"{spec!r} gives {option} twice")
-        try:
-            given[option] = read(value)
-        except ValueError:
-            raise ValueError(f"{spec!r}: {option} is a number, got {value!r}") from None
-    if missing := [option for option in kind.required if option not in given]:
-        raise ValueError(f"{name} needs {' and '.join(f'{option}=…' for option in missing)}")
-    return kind.make(torch.device(device), **given)
+    asked = read_classifier(spec)
+    if asked.name in _MAKERS:
+        return _MAKERS[asked.name](torch.device(device), **asked.options)
+    return _user(**asked.options)

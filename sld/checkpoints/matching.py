@@ -1,0 +1,61 @@
+"""Whether the tensors of a file and the parameters of a model meet, told by names and shapes. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sld.checkpoints.files import Header
+from sld.checkpoints.remap import Rule
+from sld.checkpoints.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a file's tensors and a model's parameters meet.
+
+    Attributes:
+        rules: the rule of every key of the file that has one.
+        missing: parameters of the model that nothing in the file fills.
+        differing: parameters whose shape differs, with the file's and the model's.
+        numberless: keys of the file whose values are not floating point.
+    """
+
+    rules: dict[str, Rule]
+    missing: tuple[str, ...]
+    differing: tuple[tuple[str, Shape, Shape], ...]
+    numberless: tuple[str, ...]
+
+
+def match(rules: Iterable[Rule], stored: Mapping[str, Header], parameters: Mapping[str, Shape]) -> Match:
+    """Match a file to a model without reading it.
+
+    Args:
+        rules: one for every parameter of the model.
+        stored: the file's tensors.
+        parameters: the shapes of the model's.
+    """
+    found: dict[str, Rule] = {}
+    missing: list[str] = []
+    differing: list[tuple[str, Shape, Shape]] = []
+    for rule in rules:
+        key = next((key for key in rule.theirs if key in stored), None)
+        if key is None:
+            missing += rule.ours
+            continue
+        found[key] = rule
+        shape = _piece(stored[key].shape, len(rule.ours))
+        differing += [(ours, shape, parameters[ours]) for ours in rule.ours if shape != parameters[ours]]
+    numberless = tuple(key for key in found if not stored[key].real)
+    return Match(found, tuple(missing), tuple(differing), numberless)
+
+
+def _piece(stored: Shape, pieces: int) -> Shape:
+    """Return the shape of each of our parameters in a stored tensor; its own where it cannot be split evenly.
+
+    As `Rule.read` does it: a 1x1 convolution is a matrix, and pieces are stacked along the first axis.
+    """
+    shape = stored[:2] if len(stored) == 4 and stored[2:] == (1, 1) else stored
+    if pieces == 1 or not shape or shape[0] % pieces:
+        return shape
+    return (shape[0] // pieces, *shape[1:])
