@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sld.checkpoints.convert import convert, save_compvis, save_diffusers
+    from sld.checkpoints.conversion import convert, save_compvis, save_diffusers
     from sld.checkpoints.files import sha256
-    from sld.checkpoints.inspect import Inspection, inspect
-    from sld.checkpoints.load import Parts, Source, load
+    from sld.checkpoints.inspection import Inspection, inspect
+    from sld.checkpoints.loading import Parts, Source, load
     from sld.checkpoints.remap import CheckpointError
 
 _HOME = {
     "CheckpointError": "remap",
-    "Inspection": "inspect",
-    "Parts": "load",
-    "Source": "load",
-    "convert": "convert",
-    "inspect": "inspect",
-    "load": "load",
-    "save_compvis": "convert",
-    "save_diffusers": "convert",
+    "Inspection": "inspection",
+    "Parts": "loading",
+    "Source": "loading",
+    "convert": "conversion",
+    "inspect": "inspection",
+    "load": "loading",
+    "save_compvis": "conversion",
+    "save_diffusers": "conversion",
     "sha256": "files",
 }
 

@@ -1,4 +1,7 @@
-"""Whether the tensors of a file and the parameters of a model meet, told by names and shapes. Importing this loads no torch."""
+"""Whether the tensors of a file and the parameters of a model meet, told by names and shapes.
+
+Importing this loads no torch.
+"""
 
 from __future__ import annotations
 

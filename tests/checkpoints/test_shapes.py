@@ -29,5 +29,8 @@ def test_shapes_are_those_of_the_networks(config: ModelConfig):
 
 
 def test_telling_shapes_loads_no_torch():
-    code = "import sys, sld.config, sld.checkpoints.shapes as s; s.shapes(sld.config.SD15); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from sld.config import SD15; from sld.checkpoints.shapes import shapes; shapes(SD15); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

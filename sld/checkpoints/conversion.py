@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sld.checkpoints.examine import CONFIG_KEY, FOLDERS
 from sld.checkpoints.files import whole_or_nothing
 from sld.checkpoints.folders import write_configs
-from sld.checkpoints.load import load
+from sld.checkpoints.loading import load
 from sld.checkpoints.remap import CheckpointError
 from sld.checkpoints.tables import Format, Part, rules
 from sld.config import ModelConfig
