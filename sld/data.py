@@ -100,10 +100,11 @@ def read(kind: Any, data: Any, where: str = "") -> Any:
         return _mapping(get_args(kind)[1], data, where)
     if kind in _PLAIN:
         return _plain(kind, data, where)
-    if is_dataclass(kind) and not isinstance(data, kind):
-        return _dataclass(kind, data, where)
-    if isinstance(data, origin or kind):
+    wanted: Any = origin or kind
+    if isinstance(data, wanted):
         return data
+    if is_dataclass(wanted):
+        return _dataclass(kind, data, where)
     raise _wrong(where, said(kind), data)
 
 
@@ -173,7 +174,7 @@ def _plain(kind: type, data: Any, where: str) -> Any:
     }
     if not fits[kind]:
         raise _wrong(where, _PLAIN[kind], data)
-    return Path(data) if kind is Path else data
+    return kind(data) if kind is Path else data
 
 
 def _annotated(kind: Any, notes: tuple[Any, ...], data: Any, where: str) -> Any:

@@ -21,7 +21,7 @@ class InspectOptions:
 
 def inspect(options: InspectOptions) -> None:
     """Print what a checkpoint is."""
-    from sld.checkpoints.inspect import inspect
+    from sld.checkpoints.inspection import inspect
 
     print(inspect(options.path, options.read_as.config, options.read_as.use_ema))
 

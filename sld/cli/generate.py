@@ -131,10 +131,7 @@ def _request_again(sidecar: dict[str, Any], where: str, pipe: Pipeline) -> Reque
     """Return the request of a sidecar; warns where model or versions are not those that made the picture."""
     from sld.request import Request, about
 
-    try:
-        request = Request.from_dict(sidecar["request"])
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    request = Request.from_dict(sidecar["request"], f"{where}: request")
     now = about(request, pipe)
     for key in dict.fromkeys((*sidecar, *now)):
         if key != "request" and sidecar.get(key) != now.get(key):
@@ -156,7 +153,12 @@ def _slug(prompt: str) -> str:
 
 
 def _lines(path: Path | None) -> list[str]:
-    return [] if path is None else path.read_text(encoding="utf-8").splitlines()
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
 
 
 GENERATE = Command("generate", GenerateOptions, generate, "make pictures", "Make pictures, each with a sidecar.")

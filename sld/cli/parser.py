@@ -150,8 +150,8 @@ class _Parser(argparse.ArgumentParser):
                 raise ValueError(f"there is no option {flag} here{did_you_mean(flag.partition('=')[0], known)}")
         raise ValueError(message)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # of a command: nothing is left over
-        space, rest = super().parse_known_args(args, namespace)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        space, rest = super().parse_known_args(args, namespace)  # of a command: nothing is left over
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return space, rest

@@ -85,8 +85,8 @@ def test_flags_override_the_file(sweep, tmp_path, capsys):
 
 
 def test_a_point_is_to_the_bit_what_evaluate_makes_of_its_settings(run, tmp_path):
-    options = ["--first", "3", "--images", "1", "--steps", "3", "--sampler", "ddim", "--numerics", "invariant", "--keep", "none"]
-    main(["evaluate", *options, "--presets", "off,max", "--out", str(tmp_path)])
+    options = ["--first", "3", "--images", "1", "--steps", "3", "--sampler", "ddim", "--keep", "none"]
+    main(["evaluate", *options, "--numerics", "invariant", "--presets", "off,max", "--out", str(tmp_path)])
 
     assert len(pixels(run, "off")) == 3
     assert pixels(run, "off") == pixels(tmp_path, "off")

@@ -52,7 +52,7 @@ def _user(module: str, function: str) -> Classifier:
     return UserFunction(module, function)
 
 
-_MAKERS: dict[str, Callable[..., Classifier]] = {
+MAKERS: dict[str, Callable[..., Classifier]] = {
     "embedded": _embedded,
     "q16": _q16,
     "nudenet": _nudenet,
@@ -71,6 +71,6 @@ def make_classifier(spec: str, device: str | torch.device = "cpu") -> Classifier
         ValueError: a name or option is unknown, or weights or a package are missing; says how to get them.
     """
     asked = read_classifier(spec)
-    if asked.name in _MAKERS:
-        return _MAKERS[asked.name](torch.device(device), **asked.options)
+    if asked.name in MAKERS:
+        return MAKERS[asked.name](torch.device(device), **asked.options)
     return _user(**asked.options)
