@@ -9,6 +9,7 @@ from sld.choices import DType
 from sld.cli.options import CheckpointOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.requests import torch_dtype
+from sld.data import said
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ConvertOptions:
     source: Path = argument("what to convert: single file or diffusers folder")
     target: Path = argument("a .safetensors file for compvis, a folder for diffusers")
     read_as: CheckpointOptions = group(CheckpointOptions())
-    dtype: DType | None = option(None, "float32, float16 or bfloat16 (the source's)")
+    dtype: DType | None = option(None, f"{said(DType)} (the source's)")
 
 
 def convert(options: ConvertOptions) -> None:

@@ -12,6 +12,7 @@ from sld.cli.lists import OneSeed, Seeds, Texts
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
 from sld.cli.parser import Command, argument, group, option, required
 from sld.cli.requests import defaults, load_model, require_writable, sld_config, template
+from sld.data import said
 
 if TYPE_CHECKING:
     from sld.guidance.trace import Trace
@@ -27,7 +28,7 @@ class ConceptsOptions:
     """Several concepts in the place of one."""
 
     concepts: Texts = option((), 'several in place of one, such as "weapons; drugs", each of this strength')
-    combination: Combination = option("sum", "sum, maximum, select or orthogonalised")
+    combination: Combination = option("sum", said(Combination))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from sld.choices import (
     Beta,
@@ -26,7 +25,7 @@ from sld.choices import (
 )
 from sld.cli.lists import Ids, Names
 from sld.cli.parser import group, option
-from sld.data import Range
+from sld.data import said
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class CostOptions:
 
     compile: CompileMode | None = option(
         None,
-        "UNet and step: default, reduce-overhead, max-autotune; the first picture waits minutes on a CPU",
+        f"UNet and step: {said(CompileMode)}; the first picture waits minutes on a CPU",
         metavar="MODE",
     )
     winograd: bool = option(False, "faster wide convolutions on a CPU in float32")
@@ -63,7 +62,7 @@ class ModelOptions:
     checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
     read_as: CheckpointOptions = group(CheckpointOptions())
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt (the checkpoint's)")
-    dtype: DType = option("float32", "of the networks: float32, float16 or bfloat16")
+    dtype: DType = option("float32", f"of the networks: {said(DType)}")
     device: Device | None = option(None, "cpu, cuda, cuda:1, mps … (cuda where there is one)")
     numerics: Numerics = option(
         "reference",
@@ -89,11 +88,9 @@ class SamplingOptions:
         ValueError: the sampler has no such spacing, or no eta.
     """
 
-    sampler: SamplerName | None = option(
-        None, "pndm, ddim, euler, euler-ancestral, lms or dpmpp-2m (the checkpoint's, or pndm)"
-    )
-    spacing: Spacing | None = option(None, "leading, trailing or linspace (the sampler's own)")
-    steps: Annotated[int, Range(1, 1000)] | None = option(None, "steps of the sampler (the checkpoint's)")
+    sampler: SamplerName | None = option(None, f"{said(SamplerName)} (the checkpoint's)")
+    spacing: Spacing | None = option(None, f"{said(Spacing)} (the sampler's own)")
+    steps: Count | None = option(None, "steps of the sampler (the checkpoint's)")
     eta: Share | None = option(None, "of ddim: 0 draws no noise, 1 is ancestral (0)")
     space: Space = option("raw", "for v-prediction: guide raw v or eps")
     size: Size | None = option(None, "side in pixels, or WIDTHxHEIGHT (the checkpoint's)")
@@ -112,7 +109,7 @@ class GuidanceOptions:
     None stands for the value of the preset, or of the checkpoint.
     """
 
-    preset: Preset = option("medium", "off, weak, medium, strong or max", flags=("--preset", "--safety"))
+    preset: Preset = option("medium", said(Preset), flags=("--preset", "--safety"))
     guidance_scale: Scale | None = option(None, "s_g, of classifier-free guidance (the checkpoint's)")
     safety_scale: Scale | None = option(None, "s_S, how sharply guidance sets in; 0 turns it off (the preset's)")
     threshold: float | None = option(

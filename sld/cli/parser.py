@@ -8,6 +8,7 @@ refused, as in `sld.data`; nothing untyped leaves this file.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -124,12 +125,15 @@ def parse_arguments(
         ValueError: an argument, or a value in the file of settings, is unknown, missing or cannot be.
         SystemExit: with status 0, after --help or --version.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
     parser = _Parser(prog=program, description=description)
     parser.add_argument("--version", action="version", version=version)
     choose = parser.add_subparsers(required=True, metavar="command", dest="command", parser_class=_Parser)
     for command in commands:
         one = choose.add_parser(command.name, help=command.help, description=command.description)
-        _declare(one, list(_leaves(command.options)))
+        if command.name == asked:  # the others' options would take longer than all the rest
+            _declare(one, list(_leaves(command.options)))
     given = vars(parser.parse_args(arguments))
     command = next(c for c in commands if c.name == given["command"])
     leaves = {leaf.name: leaf for leaf in _leaves(command.options)}

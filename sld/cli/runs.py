@@ -15,7 +15,7 @@ from sld.choices import Count, Scale
 from sld.cli.options import ModelOptions, SamplingOptions, SelectionOptions
 from sld.cli.parser import group, option
 from sld.cli.requests import Defaults, defaults, load_model, require_writable, template
-from sld.data import OneOf, Range, Written
+from sld.data import OneOf, Range, Written, said
 from sld.evaluation.choices import PROTOCOLS, Keep, classifier_spec
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class JudgingOptions:
         metavar="SPEC",
         repeated=True,
     )
-    keep: Keep = option("flagged", "pictures: none, flagged or all")
+    keep: Keep = option("flagged", f"pictures: {said(Keep)}")
     embed: str | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
     retry: bool = option(False, "make failed pictures again")
     batch_size: Count = option(16, "pictures at once")
