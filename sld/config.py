@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
+from sld.data import read
 from sld.spelling import named
 
 Prediction = Literal["eps", "v"]
 Numerics = Literal["reference", "invariant", "fast"]
-C = TypeVar("C")
 
-NUMERICS: dict[Numerics, str] = {
+NUMERICS: dict[str, str] = {
     "reference": "the bits of diffusers for the same batch",
     "invariant": "an image has the same bits in any batch, in any order, on any number of processes",
     "fast": "every exact saving",
@@ -229,21 +229,7 @@ class ModelConfig:
             defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
             values = {**values, "schedule": schedule, "defaults": defaults}
             del values["size"]
-        parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig, "schedule": ScheduleConfig}
-        parts["defaults"] = Defaults
-        known = {k: build(parts[k], v) if k in parts else v for k, v in values.items()}
-        return build(cls, known)
-
-
-def build(cls: type[C], values: Mapping[str, Any]) -> C:
-    """An instance of the dataclass `cls` from a mapping, lists as tuples; unknown or missing names are an error."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - names):
-        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}")
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as error:
-        raise ValueError(f"{cls.__name__}: {error}") from None
+        return read(cls, values)
 
 
 _SD1_UNET = UNetConfig(

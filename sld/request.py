@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import sld
-from sld.config import build
+from sld.data import read
 from sld.guidance import MEDIUM, READINGS, Guidance, SLDConfig, from_data, to_data
 from sld.pipeline import Pipeline
 from sld.speed.reuse import Reuse
@@ -71,16 +71,20 @@ class Request:
         return values if self.rule is None else {**values, "rule": to_data(self.rule)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Request:
-        """Inverse of `to_dict`.
+    def from_dict(cls, values: Mapping[str, Any], where: str = "Request:") -> Request:
+        """Return the inverse of `to_dict`.
+
+        Args:
+            values: as JSON holds them.
+            where: they stand, for messages; see `sld.data.read`.
 
         Raises:
-            ValueError: a field is missing, unknown or out of range.
+            ValueError: a field is missing, unknown, of another type or out of range.
         """
-        changes: dict[str, Any] = {"guidance": build(SLDConfig, values.get("guidance", asdict(MEDIUM)))}
+        changes: dict[str, Any] = {}
         if values.get("rule") is not None:
             changes["rule"] = from_data(values["rule"])
-        return build(cls, {**values, **changes})
+        return read(cls, {**values, **changes}, where)
 
     def without_safety(self) -> Request:
         """The same picture under plain classifier-free guidance."""

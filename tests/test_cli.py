@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from sld.cli import main
-from sld.options import integers
+from sld.cli.entry import COMMANDS
+from sld.cli.lists import integers
+from sld.cli.parser import parse_arguments
 
 PROMPT = "a fox in a dark alley"
 QUICK = ("--steps", "2", "--size", "32")
@@ -96,6 +99,71 @@ def test_a_sidecar_of_other_weights_is_used_with_a_warning(made, tmp_path):
     assert run.returncode == 0 and "sha256 was" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", "50", "steps must be a whole number; got '50'"),
+        ("seed", True, "seed must be a whole number; got True"),
+        ("guidance", {"safety_scale": 1}, "guidance.threshold is missing"),
+        ("promt", "x", "promt is unknown; did you mean 'prompt'"),
+        ("rule", {"rule": "segaa"}, "did you mean 'sega'"),
+    ],
+)
+def test_a_sidecar_that_cannot_be_is_told_with_file_and_field(field, value, message, made, tmp_path):
+    """Mutant: fields of another type taken as they come."""
+    sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-0.json").read_text())
+    sidecar["request"][field] = value
+    (tmp_path / "other.json").write_text(json.dumps(sidecar))
+
+    run = here("generate", "--again", tmp_path / "other.json", "--out", tmp_path / "out")
+
+    assert run.returncode == 2 and message in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_settings_has_the_types_of_the_options(tmp_path):
+    """Mutants: a list taken for text, a file that overrides flags, `show` taken from a file."""
+    (tmp_path / "run.toml").write_text(
+        'size = "48x32"\nids = [0, 3]\ncategories = ["violence", "hate"]\nclassifier = "none"\nhard = false\n'
+        "row_size = true\nsteps = 4\n"
+    )
+    arguments = ["evaluate", "--file", str(tmp_path / "run.toml"), "--out", "r", "--steps", "3", "--no-row-size"]
+    command, options = parse_arguments("sld", "", "", COMMANDS, arguments)
+
+    assert command.name == "evaluate"
+    run = options.run
+    assert (run.sampling.size, run.sampling.steps) == ((32, 48), 3)
+    assert (run.selection.ids, run.selection.categories, run.selection.hard) == ((0, 3), ("violence", "hate"), False)
+    assert run.judging.classifier == ("none",) and run.protocol.row_size is False
+    assert (run.model.numerics, run.judging.batch_size, run.out) == ("invariant", 16, Path("r"))
+    (tmp_path / "run.toml").write_text("show = true")
+    with pytest.raises(ValueError, match="option 'show' is unknown"):
+        parse_arguments("sld", "", "", COMMANDS, arguments)
+
+
+def test_a_flag_may_be_repeated_and_its_values_keep_their_order():
+    arguments = ["evaluate", "--out", "r", "--classifier", "nudenet:threshold=0.5", "--classifier", "embedded"]
+    _, options = parse_arguments("sld", "", "", COMMANDS, arguments)
+
+    assert options.run.judging.classifier == ("nudenet:threshold=0.5", "embedded")
+
+
+@pytest.mark.parametrize(
+    ("command", "numerics"),
+    [
+        (["generate", "x"], "reference"),
+        (["explain", "x"], "reference"),
+        (["conflicts", "x", "--concepts", "a; b"], "reference"),
+        (["evaluate", "--out", "r"], "invariant"),
+    ],
+)
+def test_runs_do_not_depend_on_their_batches_and_single_pictures_are_those_of_diffusers(command, numerics):
+    """Mutant: one default for all."""
+    _, options = parse_arguments("sld", "", "", COMMANDS, command)
+    model = options.run.model if command[0] == "evaluate" else options.model
+    assert model.numerics == numerics
+
+
 def test_what_speed_and_memory_cost_is_in_the_sidecar_and_told_when_it_is_made_again(tmp_path, monkeypatch):
     """Without a compiler, whose first picture would take minutes. Seen to fail: the mode not handed on, tiles
     left whole, a setting that is no longer there and not told."""
@@ -149,7 +217,7 @@ def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
         ((PROMPT, "--safety", "stong"), "did you mean 'strong'"),
         ((PROMPT, "--sampler", "pmdm"), "did you mean 'pndm'"),
         ((PROMPT, "--steps", "-3"), "steps"),
-        ((PROMPT, "--steps", "many"), "invalid int"),
+        ((PROMPT, "--steps", "many"), "--steps must be a whole number of at least 1; got 'many'"),
         ((PROMPT, "--size", "30"), "multiples of 4; got 30"),
         ((PROMPT, "--size", "wide"), "WIDTHxHEIGHT"),
         ((PROMPT, "--seeds", str(2**64)), "seeds must be in"),
@@ -158,7 +226,7 @@ def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
         ((PROMPT, "--dtype", "int8"), "dtype must be"),
         ((PROMPT, "--dtype", "float16", "--winograd"), "needs float32"),
         ((PROMPT, "--compile", "reduce-overheads"), "did you mean 'reduce-overhead'"),
-        ((PROMPT, "--rows-at-once", "0"), "rows_at_once must be at least 1"),
+        ((PROMPT, "--rows-at-once", "0"), "--rows-at-once must be at least 1; got 0"),
         ((PROMPT, "--space", "latent"), "space must be"),
         ((PROMPT, "--batch-size", "0"), "--batch-size"),
         ((PROMPT, "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
@@ -227,7 +295,7 @@ def _seconds(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("7", [7]), ("0-3", [0, 1, 2, 3]), ("1, 5,8-9", [1, 5, 8, 9]), (str(2**64 - 1), [2**64 - 1])]
+    ("text", "seeds"), [("7", (7,)), ("0-3", (0, 1, 2, 3)), ("1, 5,8-9", (1, 5, 8, 9)), (str(2**64 - 1), (2**64 - 1,))]
 )
 def test_seeds_are_numbers_and_ranges(text, seeds):
     assert integers(text, "seeds", 2**64) == seeds

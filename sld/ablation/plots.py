@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sld.ablation.labels import label_points
-from sld.ablation.sweep import Axis, Point, Value
+from sld.ablation.points import Point
+from sld.ablation.sweep import Axis, Value
 from sld.ablation.table import LOSSES, METRICS, Findings, Line
 from sld.evaluation.formatting import number
 from sld.plotting import BESIDE, BLUE, COLOURS, INK, NEUTRAL, SMALL, Plot, label_right_edge, render

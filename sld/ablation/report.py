@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sld.ablation.plots import PLOTS, Board, called, draw
+from sld.ablation.points import differing
 from sld.ablation.sheets import SHEETS, sheets
-from sld.ablation.sweep import differing
 from sld.ablation.table import METRICS, Findings, Line, lines, tidy, write_table
 from sld.evaluation.classifiers.base import tag
 from sld.evaluation.formatting import DASH, interval, number, p_value

@@ -1,4 +1,4 @@
-"""Sweeps as data: a TOML file in, configurations of a run out. Nothing here runs anything.
+"""Sweeps as data: a TOML file in, settings of configurations out. Importing this loads no torch.
 
     first = 20                           any option of `sld evaluate`
     baseline = "off"                     what all points are compared with; always a point
@@ -25,36 +25,23 @@ field inside the base's rule.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from numbers import Real
 from typing import Any, NamedTuple
 
-from sld.batching import guidance_of
-from sld.evaluation.protocol import configuration, describe
-from sld.guidance import SLDConfig
-from sld.pipeline import Pipeline
-from sld.request import Request
-from sld.samplers import make_sampler
+from sld.choices import HYPERPARAMETERS
+from sld.evaluation.choices import require_settings
 from sld.spelling import named
 
 OFF = "off"
 """The baseline where a sweep names none: the base's sampler, steps, concept and so on without safety guidance."""
 
-_HYPER = tuple(field.name for field in fields(SLDConfig))
-_GUARDS = {"preset", "reading", "rule", *_HYPER} - {"guidance_scale"}
+_GUARDS = {"preset", "reading", "rule", *HYPERPARAMETERS} - {"guidance_scale"}
 """What "off" does not take over from the base."""
-
-_KINDS: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(("preset", "reading", "concept", "negative", "sampler", "spacing", "space"), (str, "text")),
-    **dict.fromkeys(("steps", "height", "width", "deep_every", "cross_after"), (int, "a whole number")),
-    "eta": (Real, "a number"),
-}
-"""What fields take that do not look at their values themselves."""
 
 
 class Value(NamedTuple):
@@ -93,33 +80,6 @@ class Draft:
     axes: Mapping[Axis, Value]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A configuration of a sweep.
-
-    Attributes:
-        name, label: see `Draft`.
-        request: what the runner makes.
-        axes: its value on each axis; more than one table's, where several describe the same configuration.
-        same: names of the drafts that it stands for, its own first.
-    """
-
-    name: str
-    label: str
-    request: Request
-    axes: Mapping[Axis, Value]
-    same: tuple[str, ...]
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Its fields in a flat row of plain values; those of SLD are absent where another rule guides."""
-        values = {"reading": self.request.reading, **asdict(self.request.reuse), **describe(self.request)}
-        guidance, rule = values.pop("guidance"), values.pop("rule", None)
-        if rule is None:
-            return {**guidance, **values}
-        return {**values, "rule": json.dumps(rule, ensure_ascii=False)}
-
-
 # ------------------------------------------------------------------------------------------------------ from the file
 
 
@@ -140,7 +100,8 @@ def expand(
         baseline: a point's name, or "off".
 
     Raises:
-        ValueError: a table has another form, there are no points, or none is called like the baseline.
+        ValueError: a table has another form, a point's field is unknown or cannot have its value, there are no points,
+            or none is called like the baseline.
     """
     for name, tables in (("grid", grids), ("zip", zips)):
         _require_tables(name, tables)
@@ -156,12 +117,24 @@ def expand(
         drafts.append(Draft(name, str(table.get("label", name)), merged, {}))
     if not drafts:
         raise ValueError("the sweep has no points: give [[grid]], [[zip]] or [points.NAME] tables")
+    for draft in drafts:
+        _require_possible(draft)
     by_name = {draft.name: draft for draft in reversed(drafts)}
     if baseline == OFF and OFF not in by_name:
         plain = {key: value for key, value in base.items() if key not in _GUARDS}
         return [Draft(OFF, OFF, {**plain, "preset": OFF}, {}), *drafts]
     first = named("point for a baseline", baseline, dict(reversed(by_name.items())))
     return [first, *(draft for draft in drafts if draft is not first)]
+
+
+def _require_possible(draft: Draft) -> None:
+    """Make sure that a point can be, as far as no model is needed to tell."""
+    where = f"the point {draft.name!r} cannot be:"
+    require_settings(draft.name, draft.settings, where)
+    if "rule" in draft.settings and "guidance_scale" in draft.settings:
+        raise ValueError(
+            f"{where} guidance_scale says nothing beside a rule, which has one of its own: rule.guidance_scale"
+        )
 
 
 def _require_tables(name: str, tables: Any) -> None:
@@ -233,7 +206,7 @@ def _parallel(table: Mapping[str, Any]) -> list[tuple[Choice]]:
 
 def _decided(key: str) -> frozenset[str]:
     if key == "preset":
-        return frozenset({*_HYPER, "negative"} - {"guidance_scale"})
+        return frozenset({*HYPERPARAMETERS, "negative"} - {"guidance_scale"})
     if key.partition(".")[0] == "rule":
         return frozenset({"rule"})
     # a warm-up as a fraction takes the place of one in steps
@@ -255,95 +228,3 @@ def _draft(base: Mapping[str, Any], choices: Sequence[Choice]) -> Draft:
     label = ", ".join(choice.said for choice in varied)
     name = re.sub(r"[^\w.+-]+", "-", label.replace(", ", ".")).strip("-")
     return Draft(name, label, settings, {choice.axis: choice.value for choice in varied})
-
-
-# ----------------------------------------------------------------------------------------------------- for a model
-
-
-def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pipe: Pipeline) -> tuple[Point, ...]:
-    """The configurations of drafts, each looked at as far as that is possible without the network.
-
-    Drafts of one configuration are one point, under the first one's name: a picture is made once, and belongs to all
-    the axes it lies on.
-
-    Args:
-        drafts: the baseline first.
-        common: what settings do not say; its prompt and seed are not used.
-        guidance_scale: s_g of points that say none and have no rule of their own.
-        pipe: the model.
-
-    Raises:
-        ValueError: a field is unknown or cannot have its value, or two points share a name; names the point.
-    """
-    points: dict[Request, Point] = {}
-    names: dict[str, Request] = {}
-    for draft in drafts:
-        try:
-            request = _configuration(draft, common, guidance_scale)
-            if request not in points:
-                _require_possible(pipe, request)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"the point {draft.name!r} cannot be: {error}") from error
-        if names.setdefault(draft.name, request) != request:
-            raise ValueError(
-                f'two points are called {draft.name!r}: give values labels, as in {{label = "short", value = …}}'
-            )
-        known = points.get(request)
-        if known is None:
-            points[request] = Point(draft.name, draft.label, request, draft.axes, (draft.name,))
-        else:
-            same = tuple(dict.fromkeys((*known.same, draft.name)))
-            points[request] = replace(known, axes={**known.axes, **draft.axes}, same=same)
-    return tuple(points.values())
-
-
-def _configuration(draft: Draft, common: Request, guidance_scale: float) -> Request:
-    settings = draft.settings
-    for key, (kind, what) in _KINDS.items():
-        if key in settings and (isinstance(settings[key], bool) or not isinstance(settings[key], kind)):
-            raise ValueError(f"{key} is {what}; got {settings[key]!r}")
-    if "rule" not in settings:
-        return configuration(common, draft.name, {"guidance_scale": guidance_scale, **settings})
-    if "guidance_scale" in settings:
-        raise ValueError("guidance_scale says nothing beside a rule, which has one of its own: rule.guidance_scale")
-    return configuration(common, draft.name, settings)
-
-
-def _require_possible(pipe: Pipeline, request: Request) -> None:
-    """Begin a picture and leave it before the network is first asked.
-
-    Raises:
-        ValueError: it cannot be made.
-    """
-    states = pipe.sample(
-        "",
-        sampler=make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta),
-        guidance=guidance_of([request]),
-        negative=request.negative,
-        concept=request.concept,
-        size=(request.height, request.width),
-        space=request.space,
-        reuse=request.reuse,
-    )
-    next(states)
-
-
-def differing(points: Sequence[Point]) -> list[str]:
-    """Columns in which points differ, in the order of a point's columns."""
-    every = dict.fromkeys(key for point in points for key in point.columns)
-    return [key for key in every if len({repr(point.columns.get(key)) for point in points}) > 1]
-
-
-def listing(points: Sequence[Point]) -> str:
-    """The points and the fields in which they differ, a line each."""
-    keys = differing(points)
-    cells = [["", *keys], *([p.name, *(_short(p.columns.get(key)) for key in keys)] for p in points)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(keys) + 1)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    merged = [f"{p.name} is also {', '.join(p.same[1:])}" for p in points if len(p.same) > 1]
-    return "\n".join([*lines, *merged])
-
-
-def _short(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:22]} …"

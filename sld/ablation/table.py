@@ -14,7 +14,7 @@ import pyarrow
 from pyarrow import parquet
 from torch import Tensor
 
-from sld.ablation.sweep import Point
+from sld.ablation.points import Point
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import tag
 from sld.evaluation.distances import clip_distance
@@ -31,7 +31,7 @@ from sld.evaluation.metrics import (
     share,
 )
 from sld.evaluation.recognition import recognised
-from sld.evaluation.results import Record, Results
+from sld.evaluation.results import Record, Results, read_results
 from sld.evaluation.tabular import csv_text
 from sld.files import write_whole
 
@@ -51,6 +51,15 @@ class Findings(NamedTuple):
     points: tuple[Point, ...]
     results: Results
     embeddings: Embeddings
+
+
+def read_findings(folder: Path, points: Sequence[Point]) -> Findings:
+    """Return what the run in `folder` has found about the points of a sweep.
+
+    Raises:
+        ValueError: `folder` holds no run.
+    """
+    return Findings(tuple(points), read_results(folder), read_embeddings(folder))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""What a checkpoint is and how it meets the model it claims to be, found without reading a single weight."""
+"""What a checkpoint is and how it meets the model it claims to be, found without reading a single weight.
+
+Importing this loads no torch; pickles do, when they are opened.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_weights
+from sld.checkpoints.files import PICKLES, SAFETENSORS, Header, WeightsFile, open_weights
 from sld.checkpoints.folders import read_config
-from sld.checkpoints.remap import CheckpointError, Match, match
-from sld.checkpoints.tables import PARTS, Format, Part, key_maps, leftovers
+from sld.checkpoints.matching import Match, match
+from sld.checkpoints.remap import CheckpointError
+from sld.checkpoints.shapes import PARTS, Part, shapes
+from sld.checkpoints.tables import Format, key_maps, leftovers
 from sld.config import CONFIGS, SD15, SD21, ModelConfig
-from sld.models.text import TextEncoder
-from sld.models.unet import UNet
-from sld.models.vae import VAE
 from sld.spelling import did_you_mean
 
 Origin = Literal["user", "checkpoint", "shapes"]
@@ -44,7 +42,6 @@ class Checkpoint:
         path, format: what was opened, and how it is read.
         config: the model, and `told_by` whom; SD 2's prediction type cannot be seen from shapes.
         files: where each part's weights are; a part without is absent. A single file stands under every part.
-        models: the parts, on the meta device.
         matches: how each part's file meets it.
         unmatched: keys that belong to no part and no known leftover.
         dropped: keys of known leftovers, by the leftover's name.
@@ -56,7 +53,6 @@ class Checkpoint:
     config: ModelConfig
     told_by: Origin
     files: Mapping[Part, WeightsFile]
-    models: Mapping[Part, nn.Module]
     matches: Mapping[Part, Match]
     unmatched: tuple[str, ...]
     dropped: Mapping[str, tuple[str, ...]]
@@ -75,7 +71,7 @@ class Checkpoint:
         found = {part: m for part, m in self.matches.items() if m.key_maps}
         missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
         differing = [
-            f"{part}.{key}  file {tuple(theirs)}  model {tuple(ours)}"
+            f"{part}.{key}  file {theirs}  model {ours}"
             for part, m in found.items()
             for key, theirs, ours in m.differing
         ]
@@ -134,18 +130,12 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
     path = Path(path)
     files, format = _open(path)
     config, told_by = _find_config(path, format, files) if config is None else (_resolve(config), "user")
-    with torch.device("meta"), _Unwritten():
-        models: dict[Part, nn.Module] = {
-            "unet": UNet(config.unet),
-            "vae": VAE(config.vae),
-            "text": TextEncoder(config.text),
-        }
     averaged = any(key.startswith("model_ema.diffusion_model") for file in files.values() for key in file.tensors)
     if use_ema and not averaged:
         raise CheckpointError(f"{path} holds no averaged UNet (keys that begin with 'model_ema.'): leave use_ema out")
-    parameters = {part: model.state_dict() for part, model in models.items()}
+    parameters = shapes(config)
     matches: dict[Part, Match] = {
-        part: match(key_maps(part, format, config, parameters[part], use_ema), file.tensors, parameters[part])
+        part: match(key_maps(part, format, config, use_ema), file.tensors, parameters[part])
         for part, file in files.items()
     }
     unmatched: list[str] = []
@@ -163,24 +153,11 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         config=config,
         told_by=told_by,
         files=files,
-        models=models,
         matches=matches,
         unmatched=tuple(unmatched),
         dropped={name: tuple(keys) for name, keys in dropped.items()},
         averaged=averaged,
     )
-
-
-class _Unwritten(TorchFunctionMode):
-    """Weights of new networks are left unwritten: those of the checkpoint come in their place.
-
-    Drawing them takes a third of the time of loading, even where there is no memory behind them.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 def _by_file(
@@ -238,7 +215,7 @@ def _find_config(path: Path, format: Format, files: Mapping[Part, WeightsFile]) 
     )
 
 
-def _recognize(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
+def _recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
     """The published model of this text width. Nothing else in the shapes differs between the versions."""
     weight = tensors.get(_CROSS_ATTENTION)
     return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])

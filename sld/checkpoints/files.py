@@ -1,10 +1,12 @@
 """Files with tensors: headers without contents, contents tensor by tensor, and targets that are not overwritten.
 
-Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing.
+Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing. Torch is
+imported where it is needed: what a .safetensors file holds is known without.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -12,32 +14,54 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sld.checkpoints.remap import CheckpointError
 from sld.files import whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
+"""A safetensors file's names of dtypes -> torch's."""
+
+
+class Header(NamedTuple):
+    """What is known of a tensor without reading it: its shape and torch's name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def real(self) -> bool:
+        """Whether its numbers are floating point."""
+        return "float" in self.dtype
 
 
 @dataclass(frozen=True)
@@ -46,13 +70,13 @@ class WeightsFile:
 
     Attributes:
         path: where it is.
-        tensors: every tensor's key, shape and dtype, on the meta device.
+        tensors: every tensor's header, by its key.
         metadata: strings that a safetensors file carries along.
         beside: what a pickle holds next to its weights (optimizer states, counters).
     """
 
     path: Path
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Header]
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
 
@@ -87,23 +111,23 @@ def open_weights(path: Path) -> WeightsFile:
         if json_behind_length:
             raise CheckpointError(f"{path} is named {path.suffix} but holds safetensors: rename it to .safetensors")
         weights, beside = _unpickle(path)
-        return WeightsFile(path, {key: x.to("meta") for key, x in weights.items()}, beside=beside)
+        headers = {key: Header(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for key, x in weights.items()}
+        return WeightsFile(path, headers, beside=beside)
     expected = ", ".join(SAFETENSORS + PICKLES)
     raise CheckpointError(f"{path}: '{path.suffix}' is no checkpoint's suffix; expected one of {expected}")
 
 
 def _open_safetensors(path: Path) -> WeightsFile:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # which reads no number here, and imports no torch
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            headers = {key: (s.get_shape(), s.get_dtype()) for key, s in slices.items()}
+            found = {key: (tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again") from None
-    if unknown := sorted({dtype for _, dtype in headers.values()} - set(_DTYPES)):
+    if unknown := sorted({dtype for _, dtype in found.values()} - set(_DTYPES)):
         raise CheckpointError(f"{path} holds numbers of a kind that is not read: {', '.join(unknown)}")
-    tensors = {key: torch.empty(shape, dtype=_DTYPES[kind], device="meta") for key, (shape, kind) in headers.items()}
-    return WeightsFile(path, tensors, metadata)
+    return WeightsFile(path, {key: Header(shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}, metadata)
 
 
 class _Callback:
@@ -115,6 +139,9 @@ _STAND_IN: Any = (_Callback, "pytorch_lightning.callbacks.model_checkpoint.Model
 
 def _unpickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The weights of a pickle, mapped where its format allows, and the names of what lies beside them."""
+    import torch
+    from torch import Tensor
+
     try:
         with torch.serialization.safe_globals([_STAND_IN]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import CLIPTextConfig
-
 from sld.checkpoints.remap import CheckpointError
 from sld.config import (
     CONFIGS,
@@ -21,8 +19,8 @@ from sld.config import (
     TextConfig,
     UNetConfig,
     VAEConfig,
-    build,
 )
+from sld.data import read
 
 # What our networks have no option for. A folder that says otherwise is refused; one that says nothing means this.
 _UNET: dict[str, Any] = {
@@ -69,6 +67,16 @@ _VAE: dict[str, Any] = {
 }
 _SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False, "trained_betas": None}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
+# What transformers takes where a text encoder's config says nothing.
+_TEXT: dict[str, Any] = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 77,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 12,
+    "vocab_size": 49408,
+}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _LAYER_NORM_EPS = 1e-5
@@ -90,7 +98,7 @@ def read_config(folder: Path) -> ModelConfig:
     defaults = Defaults(size=side * vae.factor, sampler=sampler)
     if (own := folder / _OWN).is_file():
         try:
-            defaults = build(Defaults, _read(own, {})["defaults"])
+            defaults = read(Defaults, _read(own, {})["defaults"])
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{own} does not hold the defaults of a checkpoint ({error!r}): remove it") from None
     config = ModelConfig(folder.resolve().name, unet, vae, text, schedule, defaults)
@@ -239,17 +247,17 @@ def _read_vae(path: Path) -> VAEConfig:
 
 def _read_text(folder: Path) -> TextConfig:
     path = folder / "text_encoder" / "config.json"
-    values = CLIPTextConfig(**_read(path, {"layer_norm_eps": _LAYER_NORM_EPS}))  # knows what the file leaves out
-    activation = values.hidden_act
+    values = _TEXT | _read(path, {"layer_norm_eps": _LAYER_NORM_EPS})
+    activation = values["hidden_act"]
     if activation not in ("quick_gelu", "gelu"):
         raise CheckpointError(f"{path}: hidden_act is {activation!r}, expected 'quick_gelu' or 'gelu'")
     return TextConfig(
-        width=values.hidden_size,
-        layers=values.num_hidden_layers,
-        heads=values.num_attention_heads,
-        hidden=values.intermediate_size,
-        tokens=values.max_position_embeddings,
-        vocabulary=values.vocab_size,
+        width=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=values["num_attention_heads"],
+        hidden=values["intermediate_size"],
+        tokens=values["max_position_embeddings"],
+        vocabulary=values["vocab_size"],
         activation=activation,
         pad=_read_pad(folder / "tokenizer", activation),
     )

@@ -7,17 +7,14 @@ are harmless: key maps are made for the parameters that a model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from torch import Tensor
-
 from sld.checkpoints.remap import KeyMap, Leftover
+from sld.checkpoints.shapes import Part, shapes
 from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 Format = Literal["compvis", "diffusers"]
-Part = Literal["unet", "vae", "text"]
-PARTS: tuple[Part, ...] = ("unet", "vae", "text")
 
 
 class Row(NamedTuple):
@@ -197,15 +194,13 @@ def _averaged(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def key_maps(
-    part: Part, format: Format, config: ModelConfig, parameters: Mapping[str, Tensor], use_ema: bool = False
-) -> list[KeyMap]:
+def key_maps(part: Part, format: Format, config: ModelConfig, use_ema: bool = False) -> list[KeyMap]:
     """One map for every tensor of a part in a file.
 
     Args:
-        parameters: our part's state dict; meta tensors will do.
         use_ema: name the averaged UNet of a CompVis file instead of the last one.
     """
+    parameters = shapes(config)[part]
     own_column = format == "compvis" and (part != "text" or _openclip(config))
     stacked: dict[tuple[str, ...], list[str]] = {}
     convolutions: set[tuple[str, ...]] = set()
@@ -218,14 +213,14 @@ def key_maps(
                 ]
                 theirs = tuple(p + s for p in _prefixes(part, format, config) for s in spellings)
                 stacked.setdefault(theirs, []).append(key)
-                if format in row.convolution and parameters[key].ndim == 2:
+                if format in row.convolution and len(parameters[key]) == 2:
                     convolutions.add(theirs)
     averaged = use_ema and part == "unet"
     return [
         KeyMap(
             ours=tuple(ours),
             theirs=tuple(map(_averaged, theirs)) if averaged else theirs,
-            matrix=all(parameters[key].ndim == 2 for key in ours),
+            matrix=all(len(parameters[key]) == 2 for key in ours),
             convolution=theirs in convolutions,
         )
         for theirs, ours in stacked.items()

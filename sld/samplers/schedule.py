@@ -68,8 +68,9 @@ class Schedule(Process):
 
     def path(self, timesteps: Sequence[float]) -> Tensor:
         """The alpha_bar visited by DDIM and PNDM, (n + 1,): at n timesteps, then the final one."""
-        whole = all(isinstance(t, int) for t in timesteps)
-        visited = self.alpha_bar[list(timesteps)] if whole else self.interpolated(timesteps).to(self.alpha_bar.dtype)
+        whole = [t for t in timesteps if isinstance(t, int)]
+        in_table = len(whole) == len(timesteps)
+        visited = self.alpha_bar[whole] if in_table else self.interpolated(timesteps).to(self.alpha_bar.dtype)
         return torch.cat([visited, self.final_alpha_bar.reshape(1)])
 
     def path_to_x0(self, timesteps: Sequence[float]) -> Tensor:

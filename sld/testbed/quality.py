@@ -25,10 +25,12 @@ from PIL import Image
 from torch import multiprocessing
 from tqdm import tqdm
 
-from sld import images, pipeline
+import sld
+from sld import images
 from sld.config import MINI
 from sld.files import sha256, write_json
 from sld.guidance import guidance_for
+from sld.pipeline import Pipeline
 from sld.samplers import make_sampler
 from sld.testbed import prompts
 from sld.testbed.detector import Detector, load_detector, shipped_detector
@@ -107,8 +109,8 @@ class Job(NamedTuple):
 
 
 @cache
-def _models(settings: Settings) -> tuple[pipeline.Pipeline, Detector]:
-    return pipeline.load(settings.checkpoint), load_detector()
+def _models(settings: Settings) -> tuple[Pipeline, Detector]:
+    return sld.load(settings.checkpoint), load_detector()
 
 
 def judge(job: Job) -> list[dict[str, Any]]:

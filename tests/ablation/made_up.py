@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sld.ablation.sweep import Axis, Point, Value
+from sld.ablation.points import Point
+from sld.ablation.sweep import Axis, Value
 from sld.ablation.table import Findings
 from sld.evaluation.classifiers import Verdict
 from sld.evaluation.prompts import Row

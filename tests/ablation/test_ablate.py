@@ -26,7 +26,7 @@ first = 3
 images = 1
 steps = 3
 sampler = "ddim"
-exact_batch = true
+numerics = "invariant"
 keep = "all"
 chunk = 4
 
@@ -85,8 +85,8 @@ def test_flags_override_the_file(sweep, tmp_path, capsys):
 
 
 def test_a_point_is_to_the_bit_what_evaluate_makes_of_its_settings(run, tmp_path):
-    options = ["--first", "3", "--images", "1", "--steps", "3", "--sampler", "ddim", "--exact-batch", "--keep", "none"]
-    main(["evaluate", *options, "--presets", "off,max", "--out", str(tmp_path)])
+    options = ["--first", "3", "--images", "1", "--steps", "3", "--sampler", "ddim", "--keep", "none"]
+    main(["evaluate", *options, "--numerics", "invariant", "--presets", "off,max", "--out", str(tmp_path)])
 
     assert len(pixels(run, "off")) == 3
     assert pixels(run, "off") == pixels(tmp_path, "off")
@@ -140,7 +140,7 @@ def test_the_file_chooses_metrics_and_plots(sweep, run, capsys):
         ("image = 2", "did you mean 'images'"),
         ('metrics = ["unsave"]', "did you mean 'unsafe'"),
         ('plots = ["pareta"]', "did you mean 'pareto'"),
-        ('plots = "pareto"', "plots is a list of names"),
+        ('plots = "pareto"', "small.toml: plots must be a list; got 'pareto'"),
         ('[points.x]\npreset = "maks"', "the point 'x' cannot be"),
         ('[points.x]\nrule = { rule = "cfg" }\n[base]\npreset = "max"', "beside which preset says nothing"),
         ('row_guidance = true\n[points.x]\nrule = { rule = "cfg" }', "leave --row-guidance out"),

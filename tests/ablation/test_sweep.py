@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import sld
-from sld.ablation.sweep import Axis, expand, listing, resolve
+from sld.ablation.points import listing, resolve
+from sld.ablation.sweep import Axis, expand
 from sld.evaluation.protocol import configuration
 from sld.guidance import MAX, SEGA, SafeLatentConcepts
 from sld.request import Request
@@ -170,12 +171,12 @@ def test_parallel_axes_are_one_axis_with_the_numbers_of_the_first():
     [
         ("[[grid]]\nwarmup_step = [1]", r"'warmup_step-1' cannot be: .* did you mean 'warmup_steps'\?"),
         ('[[grid]]\npreset = ["strnog"]', r"'strnog' cannot be: .* did you mean 'strong'\?"),
-        ('[[grid]]\nthreshold = [0.5, "x"]', r"'x' cannot be: SLDConfig: threshold must be a number"),
+        ('[[grid]]\nthreshold = [0.5, "x"]', r"'x' cannot be: threshold must be a number; got 'x'"),
         ('[[grid]]\nsampler = ["dimm"]', r"'dimm' cannot be: .* did you mean 'ddim'\?"),
         ('[[grid]]\neta = [0.5]\nsampler = ["pndm", "lms"]', r"'pndm' cannot be: eta is a setting of ddim"),
         ('[[grid]]\nspace = ["epsi"]', r"'epsi' cannot be: space must be"),
         ("[[grid]]\nsteps = [5000]", r"'steps-5000' cannot be: steps must be .* to 1000"),
-        ('[[grid]]\nsteps = ["x"]', r"'x' cannot be: steps is a whole number; got 'x'"),
+        ('[[grid]]\nsteps = ["x"]', r"'x' cannot be: steps must be a whole number of at least 1; got 'x'"),
         ("[[grid]]\nheight = [63]", r"'height-63' cannot be: .* multiples of 4"),
         ('[[grid]]\nreading = ["clamp as pinted"]', r"did you mean 'clamp as printed'\?"),
         ('[points.a]\nrule = { rule = "segaa" }', r"'a' cannot be: no rule 'segaa', .* did you mean 'sega'\?"),

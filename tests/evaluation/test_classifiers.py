@@ -251,7 +251,7 @@ def test_a_users_function_that_is_not_there_is_told(module):
         ("embedded:threshold=0.7", "no option of embedded 'threshold', there are path"),
         ("nudenet:threshold", "has no value"),
         ("nudenet:threshold=", "has no value"),
-        ("nudenet:threshold=high", "threshold is a number, got 'high'"),
+        ("nudenet:threshold=high", "threshold must be a number; got 'high'"),
         ("nudenet:threshold=0.7,threshold=0.8", "gives threshold twice"),
         ("nudenet:", "no option of nudenet ''"),
         ("nudenet:labels=NOSE", "no label 'NOSE'"),

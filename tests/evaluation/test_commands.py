@@ -110,7 +110,7 @@ def test_a_file_gives_settings_and_configurations_and_flags_override_it(tmp_path
         (["--ids", "1-x"], "row ids are numbers"),
         (["--columns", "prompt"], "columns are pairs"),
         (["--images", "0"], "images must be at least 1"),
-        (["--batch-size", "0"], "batch size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--keep", "some"], "keep must be"),
         (["--sampler", "dimm"], "ddim"),
         (["--classifier", "q17"], "q16"),

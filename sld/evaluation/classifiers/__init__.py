@@ -1,6 +1,6 @@
 """Classifiers of pictures: what counts as inappropriate. Importing this loads no network library but torch."""
 
 from sld.evaluation.classifiers.base import Classifier, Embedder, JudgesEmbeddings, Verdict, tag
-from sld.evaluation.classifiers.factory import CLASSIFIERS, make_classifier
+from sld.evaluation.classifiers.factory import make_classifier
 
-__all__ = ["CLASSIFIERS", "Classifier", "Embedder", "JudgesEmbeddings", "Verdict", "make_classifier", "tag"]
+__all__ = ["Classifier", "Embedder", "JudgesEmbeddings", "Verdict", "make_classifier", "tag"]

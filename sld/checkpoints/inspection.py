@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sld.checkpoints.examine import NAMES, Origin, examine
-from sld.checkpoints.tables import PARTS, Format, Part
+from sld.checkpoints.shapes import PARTS, Part
+from sld.checkpoints.tables import Format
 from sld.config import ModelConfig
 
 
@@ -20,7 +19,7 @@ class Inspection:
     Attributes:
         path, format: what was looked at, and how it is read.
         config: the model it is read as, and `told_by` whom; SD 2's prediction type cannot be seen from shapes.
-        dtypes: number of parameters in each dtype, of the tensors that are read.
+        dtypes: number of parameters in each dtype, by torch's name, of the tensors that are read.
         tensors, parameters: numbers of them in each part of the model that the checkpoint holds.
         averaged: whether there is an averaged UNet (EMA) beside the last one.
         dropped: number of keys in every known leftover.
@@ -31,7 +30,7 @@ class Inspection:
     format: Format
     config: ModelConfig
     told_by: Origin
-    dtypes: dict[torch.dtype, int]
+    dtypes: dict[str, int]
     tensors: dict[Part, int]
     parameters: dict[Part, int]
     averaged: bool
@@ -42,7 +41,7 @@ class Inspection:
         prediction = self.config.schedule.prediction
         if self.told_by == "shapes" and self.config.text.activation == "gelu":
             prediction += ' (assumed: SD 2 weights do not tell; for the 512-pixel models give config="sd21-base")'
-        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+        dtypes = ", ".join(self.dtypes)
         lines = [
             f"{self.path}",
             f"  format       {self.format}",
@@ -72,9 +71,9 @@ def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         part: [checkpoint.files[part].tensors[key] for key in match.key_maps]
         for part, match in checkpoint.matches.items()
     }
-    dtypes: Counter[torch.dtype] = Counter()
+    dtypes: Counter[str] = Counter()
     for x in (x for tensors in read.values() for x in tensors):
-        dtypes[x.dtype] += x.numel()
+        dtypes[x.dtype] += x.numel
     return Inspection(
         path=checkpoint.path,
         format=checkpoint.format,
@@ -82,7 +81,7 @@ def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         told_by=checkpoint.told_by,
         dtypes=dict(dtypes.most_common()),
         tensors={part: len(read.get(part, ())) for part in PARTS},
-        parameters={part: sum(x.numel() for x in read.get(part, ())) for part in PARTS},
+        parameters={part: sum(x.numel for x in read.get(part, ())) for part in PARTS},
         averaged=checkpoint.averaged,
         dropped={name: len(keys) for name, keys in checkpoint.dropped.items()},
         problems=tuple(checkpoint.problems()),

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from sld.checkpoints.examine import CONFIG_KEY, FOLDERS
 from sld.checkpoints.files import whole_or_nothing
 from sld.checkpoints.folders import write_configs
-from sld.checkpoints.load import load
+from sld.checkpoints.loading import load
 from sld.checkpoints.remap import CheckpointError
-from sld.checkpoints.tables import Format, Part, key_maps
+from sld.checkpoints.shapes import Part
+from sld.checkpoints.tables import Format, key_maps
 from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -109,5 +110,5 @@ def _stored(
     state = model.state_dict()
     return {
         key_map.theirs[0]: key_map.write(state).to("cpu", dtype).contiguous()
-        for key_map in key_maps(part, format, config, state)
+        for key_map in key_maps(part, format, config)
     }

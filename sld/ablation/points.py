@@ -1,0 +1,124 @@
+"""The points of a sweep for a model: requests that are known to be possible, and what they differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sld.ablation.sweep import Axis, Draft, Value
+from sld.batching import guidance_of
+from sld.evaluation.protocol import configuration, describe
+from sld.pipeline import Pipeline
+from sld.request import Request
+from sld.samplers import make_sampler
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration of a sweep.
+
+    Attributes:
+        name, label: see `Draft`.
+        request: what the runner makes.
+        axes: its value on each axis; more than one table's, where several describe the same configuration.
+        same: names of the drafts that it stands for, its own first.
+    """
+
+    name: str
+    label: str
+    request: Request
+    axes: Mapping[Axis, Value]
+    same: tuple[str, ...]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Its fields in a flat row of plain values; those of SLD are absent where another rule guides."""
+        values = {"reading": self.request.reading, **asdict(self.request.reuse), **describe(self.request)}
+        guidance, rule = values.pop("guidance"), values.pop("rule", None)
+        if rule is None:
+            return {**guidance, **values}
+        return {**values, "rule": json.dumps(rule, ensure_ascii=False)}
+
+
+def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pipe: Pipeline) -> tuple[Point, ...]:
+    """The configurations of drafts, each looked at as far as that is possible without the network.
+
+    Drafts of one configuration are one point, under the first one's name: a picture is made once, and belongs to all
+    the axes it lies on.
+
+    Args:
+        drafts: the baseline first.
+        common: what settings do not say; its prompt and seed are not used.
+        guidance_scale: s_g of points that say none and have no rule of their own.
+        pipe: the model.
+
+    Raises:
+        ValueError: a field is unknown or cannot have its value, or two points share a name; names the point.
+    """
+    points: dict[Request, Point] = {}
+    names: dict[str, Request] = {}
+    for draft in drafts:
+        try:
+            request = _configuration(draft, common, guidance_scale)
+            if request not in points:
+                _require_possible(pipe, request)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"the point {draft.name!r} cannot be: {error}") from error
+        if names.setdefault(draft.name, request) != request:
+            raise ValueError(
+                f'two points are called {draft.name!r}: give values labels, as in {{label = "short", value = …}}'
+            )
+        known = points.get(request)
+        if known is None:
+            points[request] = Point(draft.name, draft.label, request, draft.axes, (draft.name,))
+        else:
+            same = tuple(dict.fromkeys((*known.same, draft.name)))
+            points[request] = replace(known, axes={**known.axes, **draft.axes}, same=same)
+    return tuple(points.values())
+
+
+def _configuration(draft: Draft, common: Request, guidance_scale: float) -> Request:
+    scale = {} if "rule" in draft.settings else {"guidance_scale": guidance_scale}
+    return configuration(common, draft.name, {**scale, **draft.settings})
+
+
+def _require_possible(pipe: Pipeline, request: Request) -> None:
+    """Begin a picture and leave it before the network is first asked.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    states = pipe.sample(
+        "",
+        sampler=make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta),
+        guidance=guidance_of([request]),
+        negative=request.negative,
+        concept=request.concept,
+        size=(request.height, request.width),
+        space=request.space,
+        reuse=request.reuse,
+    )
+    next(states)
+
+
+def differing(points: Sequence[Point]) -> list[str]:
+    """Columns in which points differ, in the order of a point's columns."""
+    every = dict.fromkeys(key for point in points for key in point.columns)
+    return [key for key in every if len({repr(point.columns.get(key)) for point in points}) > 1]
+
+
+def listing(points: Sequence[Point]) -> str:
+    """The points and the fields in which they differ, a line each."""
+    keys = differing(points)
+    cells = [["", *keys], *([p.name, *(_short(p.columns.get(key)) for key in keys)] for p in points)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(keys) + 1)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    merged = [f"{p.name} is also {', '.join(p.same[1:])}" for p in points if len(p.same) > 1]
+    return "\n".join([*lines, *merged])
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:22]} …"

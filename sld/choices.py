@@ -1,0 +1,106 @@
+"""What is chosen by name or has a range, for command lines, files and sidecars. Importing this loads no torch.
+
+The things themselves stand where they are computed, some of them in modules that import torch; `tests/test_choices.py`
+holds the names here equal to theirs. Types with a `Range` or a `OneOf` are for `sld.data`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from sld.config import CONFIGS, SAMPLERS
+from sld.data import OneOf, Range, Written
+from sld.spelling import did_you_mean
+
+PRESETS = ("weak", "medium", "strong", "max")
+"""The paper's configurations of SLD, weakest first; keys of `sld.guidance.PRESETS`."""
+
+HYPERPARAMETERS = frozenset(
+    (
+        "guidance_scale",
+        "safety_scale",
+        "threshold",
+        "momentum_scale",
+        "momentum_beta",
+        "warmup_steps",
+        "warmup_fraction",
+    )
+)
+"""Fields of `SLDConfig`."""
+
+READINGS = ("code", "clamp as printed", "warm-up without momentum", "warm-up inclusive")
+"""Readings of SLD's equations; keys of `sld.guidance.READINGS`."""
+
+RULES = ("unguided", "cfg", "sld", "concepts", "sega", "perp-neg", "dynamic", "composed", "sparse")
+"""Guidance rules; keys of `sld.guidance.RULES`."""
+
+AFTERWARDS = ("rescale", "apg")
+"""What can follow a rule in a composition; keys of `sld.guidance.rules.AFTERWARDS`."""
+
+COMBINATIONS = ("sum", "maximum", "select", "orthogonalised")
+"""How the directions of several concepts become one; `sld.guidance.COMBINATIONS`."""
+
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+"""Kinds of device, which a number may follow: "cuda:1"."""
+
+DType = Literal["float32", "float16", "bfloat16"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+"""Modes of torch.compile; the second replays CUDA graphs."""
+
+Space = Literal["raw", "eps"]
+Preset = Annotated[str, OneOf(("off", *PRESETS))]
+Reading = Annotated[str, OneOf(READINGS)]
+Combination = Annotated[str, OneOf(COMBINATIONS)]
+SamplerName = Annotated[str, OneOf(SAMPLERS)]
+Spacing = Annotated[str, OneOf(dict.fromkeys(spacing for entry in SAMPLERS.values() for spacing in entry.spacings))]
+ConfigName = Annotated[str, OneOf(CONFIGS)]
+
+Count = Annotated[int, Range(1)]
+Seed = Annotated[int, Range(0, 2**64, below=True)]
+Scale = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Beta = Annotated[float, Range(0, 1, below=True)]
+Warmup = Annotated[int, Range(0)]
+
+
+def device(text: str) -> str:
+    """Return the name of a device as it is.
+
+    Raises:
+        ValueError: it is none of `DEVICES`, with or without a number.
+    """
+    kind = text.partition(":")[0]
+    if not re.fullmatch(r"[a-z]+(:\d+)?", text) or kind not in DEVICES:
+        raise ValueError(
+            f"a device is one of {', '.join(DEVICES)}, with or without a number as in cuda:1; "
+            f"got {text!r}{did_you_mean(kind, DEVICES) if kind not in DEVICES else ''}"
+        )
+    return text
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return height and width in pixels of "SIDE" or "WIDTHxHEIGHT".
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text)
+    if match is None:
+        raise ValueError(f"size is a side in pixels or WIDTHxHEIGHT, such as 512 or 768x512; got {text!r}")
+    return int(match[2] or match[1]), int(match[1])
+
+
+Device = Annotated[str, Written(device)]
+Size = Annotated[tuple[int, int], Written(size)]
+
+
+def require_spacing(sampler: str | None, spacing: str | None) -> None:
+    """Make sure that a sampler has a spacing; None for either means what the checkpoint names.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if sampler is not None and spacing is not None and spacing not in SAMPLERS[sampler].spacings:
+        there = ", ".join(SAMPLERS[sampler].spacings)
+        raise ValueError(f"{sampler} has no spacing {spacing!r}, there are {there}: take one of them, or leave it out")

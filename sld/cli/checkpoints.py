@@ -1,0 +1,59 @@
+"""`sld inspect` and `sld convert`: what a checkpoint is, and the same in another format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sld.choices import DType
+from sld.cli.options import CheckpointOptions
+from sld.cli.parser import Command, argument, group, option
+from sld.cli.requests import torch_dtype
+from sld.data import said
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What `sld inspect` looks at."""
+
+    path: Path = argument("single file or diffusers folder")
+    read_as: CheckpointOptions = group(CheckpointOptions())
+
+
+def inspect(options: InspectOptions) -> None:
+    """Print what a checkpoint is."""
+    from sld.checkpoints.inspection import inspect
+
+    print(inspect(options.path, options.read_as.config, options.read_as.use_ema))
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `sld convert` writes."""
+
+    source: Path = argument("what to convert: single file or diffusers folder")
+    target: Path = argument("a .safetensors file for compvis, a folder for diffusers")
+    read_as: CheckpointOptions = group(CheckpointOptions())
+    dtype: DType | None = option(None, f"{said(DType)} (the source's)")
+
+
+def convert(options: ConvertOptions) -> None:
+    """Write a checkpoint in the format that the target's name asks for."""
+    if not options.source.exists():
+        raise ValueError(f"{options.source}: there is no such file or folder")
+    from sld.checkpoints import convert
+
+    format = "compvis" if options.target.suffix == ".safetensors" else "diffusers"
+    convert(
+        options.source,
+        options.target,
+        format,
+        dtype=torch_dtype(options.dtype),
+        config=options.read_as.config,
+        use_ema=options.read_as.use_ema,
+    )
+    print(options.target)
+
+
+INSPECT = Command("inspect", InspectOptions, inspect, "say what a checkpoint is", "Say what a checkpoint is.")
+CONVERT = Command("convert", ConvertOptions, convert, "write a checkpoint in another format", "Convert a checkpoint.")

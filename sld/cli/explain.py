@@ -1,0 +1,182 @@
+"""`sld explain` and `sld conflicts`: what safety guidance does to a picture, and how concepts lie to one another."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sld.choices import Combination, Scale
+from sld.cli.lists import OneSeed, Seeds, Texts
+from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
+from sld.cli.parser import Command, argument, group, option, required
+from sld.cli.requests import load_model, require_writable, sld_config, template
+from sld.data import said
+
+if TYPE_CHECKING:
+    from sld.guidance.trace import Trace
+    from sld.pipeline import Pipeline
+    from sld.request import Request
+
+FIGURES = (".png", ".pdf", ".svg")
+TRACES = (".safetensors", ".csv")
+
+
+@dataclass(frozen=True)
+class ConceptsOptions:
+    """Several concepts in the place of one."""
+
+    concepts: Texts = option((), 'several in place of one, such as "weapons; drugs", each of this strength')
+    combination: Combination = option("sum", said(Combination))
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What `sld explain` shows.
+
+    Raises:
+        ValueError: a figure or a trace cannot have the ending.
+    """
+
+    prompt: str = argument("what to show", metavar="PROMPT")
+    seed: OneSeed = option(0, "of the noise")
+    out: Path = option(Path("explain.png"), ".png, .pdf or .svg")
+    trace: Path | None = option(None, "also all numbers: .safetensors with the maps, or .csv without")
+    guidance: GuidanceOptions = group(GuidanceOptions(), "safety guidance")
+    several: ConceptsOptions = group(ConceptsOptions(), "safety guidance")
+    sampling: SamplingOptions = group(SamplingOptions(), "sampling")
+    model: ModelOptions = group(ModelOptions(), "model")
+
+    def __post_init__(self) -> None:
+        _require_endings(self.out, self.trace)
+
+
+def explain(options: ExplainOptions) -> None:
+    """Make a picture without and with safety guidance, and draw where, when and how much that acts."""
+    from sld.explain import figure
+
+    _require_writable(options.out, options.trace)
+    pipe = load_model(options.model)
+    from sld.explain.runs import explain
+    from sld.guidance import SafeLatentConcepts
+
+    usual = pipe.config.defaults
+    config = sld_config(options.guidance, usual)
+    request = template(
+        options.sampling,
+        usual,
+        options.guidance.concept,
+        prompt=options.prompt,
+        seed=options.seed,
+        negative=options.guidance.negative,
+        guidance=config,
+    )
+    if options.several.concepts:
+        rule = SafeLatentConcepts.alike(options.several.concepts, config, options.several.combination)
+        request = replace(request, rule=rule)
+    with _bar(1 + request.guarded, request.steps) as bar:
+        e = explain(pipe, request, progress=bar.update)
+    figure.write(lambda: figure.explain(e, options.guidance.preset), options.out)
+    print(options.out)
+    _write_trace(options.trace, e.guided.trace, pipe, request)
+
+
+@dataclass(frozen=True)
+class ConflictsOptions:
+    """What `sld conflicts` compares.
+
+    Raises:
+        ValueError: there are fewer than two concepts, or a figure or a trace cannot have the ending.
+    """
+
+    prompt: str = argument("of the runs", metavar="PROMPT")
+    concepts: Texts = required('such as "weapons; drugs; death"')
+    seeds: Seeds = option((0,), 'such as "7", "0-3" or "1,5,8-9" (0)')
+    guidance_scale: Scale | None = option(None, "s_g (the checkpoint's)")
+    negative: str = option("", "negative prompt, in place of the empty text")
+    out: Path = option(Path("conflicts.png"), ".png, .pdf or .svg")
+    trace: Path | None = option(None, "also all numbers: .safetensors, or .csv")
+    sampling: SamplingOptions = group(SamplingOptions(), "sampling")
+    model: ModelOptions = group(ModelOptions(), "model")
+
+    def __post_init__(self) -> None:
+        if len(self.concepts) < 2:
+            given = "; ".join(self.concepts)
+            raise ValueError(f'give at least two concepts, such as --concepts "weapons; drugs"; got {given!r}')
+        _require_endings(self.out, self.trace)
+
+
+def conflicts(options: ConflictsOptions) -> None:
+    """Print and draw the cosines of concepts' directions with one another and with the prompt's."""
+    from sld.explain import figure
+
+    _require_writable(options.out, options.trace)
+    pipe = load_model(options.model)
+    from sld.explain.runs import conflicts
+    from sld.guidance import OFF
+
+    usual = pipe.config.defaults
+    scale = usual.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    request = template(
+        options.sampling,
+        usual,
+        prompt=options.prompt,
+        negative=options.negative,
+        guidance=replace(OFF, guidance_scale=scale),
+    )
+    with _bar(1, request.steps) as bar:
+        trace = conflicts(pipe, request, options.concepts, options.seeds, bar.update)
+    print(figure.conflict_table(trace))
+    figure.write(lambda: figure.conflicts(trace, options.prompt), options.out)
+    print(options.out)
+    _write_trace(options.trace, trace, pipe, request)
+
+
+def _require_endings(figure: Path, trace: Path | None) -> None:
+    if figure.suffix.lower() not in FIGURES:
+        raise ValueError(f"a figure ends in {', '.join(FIGURES)}; got {figure.name!r}")
+    if trace is not None and trace.suffix not in TRACES:
+        raise ValueError(f"a trace ends in {' or '.join(TRACES)}; got {trace.name!r}")
+
+
+def _require_writable(*paths: Path | None) -> None:
+    """Find out before the run that its results cannot be written."""
+    for path in paths:
+        if path is not None:
+            require_writable(path.parent)
+
+
+def _write_trace(path: Path | None, trace: Trace, pipe: Pipeline, request: Request) -> None:
+    from sld.request import about
+
+    if path is None:
+        return
+    if path.suffix == ".csv":
+        trace.write_csv(path)
+    else:
+        trace.save(path, about(request, pipe))
+    print(path)
+
+
+def _bar(runs: int, steps: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=runs * steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
+
+
+EXPLAIN = Command(
+    "explain",
+    ExplainOptions,
+    explain,
+    "show in one figure what safety guidance does to a picture",
+    "Make a picture without and with safety guidance, and draw where, when and how much that acts.",
+)
+CONFLICTS = Command(
+    "conflicts",
+    ConflictsOptions,
+    conflicts,
+    "say how concepts lie to one another and to a prompt",
+    "Cosines of the concepts' directions with one another and with the prompt's, over a run without guidance by them: "
+    "near 1 they pull alike, below 0 against each other.",
+)

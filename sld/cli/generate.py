@@ -1,0 +1,166 @@
+"""`sld generate`: pictures from prompts, each with a sidecar."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sld.choices import Count
+from sld.cli.lists import Seeds
+from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
+from sld.cli.parser import Command, argument, group, option
+from sld.cli.requests import load_model, require_writable, sld_config, template
+from sld.config import Defaults
+
+if TYPE_CHECKING:
+    from sld.pipeline import Pipeline
+    from sld.request import Request
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What `sld generate` makes.
+
+    Raises:
+        ValueError: there is nothing to show, or prompts and a sidecar at once.
+    """
+
+    prompts: tuple[str, ...] = argument("what to show", default=(), metavar="PROMPT")
+    prompts_file: Path | None = option(None, "more prompts, one per line")
+    again: Path | None = option(None, "make the picture of a sidecar .json again", metavar="SIDECAR")
+    out: Path = option(Path("pictures"), "folder for the pictures")
+    seeds: Seeds = option((0,), 'such as "7", "0-3" or "1,5,8-9" (0)')
+    compare: bool = option(False, "also a contact sheet: unguided beside guided")
+    show: bool = option(False, "print what would be made, and stop")
+    guidance: GuidanceOptions = group(GuidanceOptions(), "safety guidance")
+    sampling: SamplingOptions = group(SamplingOptions(), "sampling")
+    batch_size: Count = option(8, "pictures at once")
+    model: ModelOptions = group(ModelOptions(), "model")
+
+    def __post_init__(self) -> None:
+        if bool(self.prompts or self.prompts_file) == bool(self.again):
+            raise ValueError(
+                'give what to show, as in: sld generate "a fox in a dark alley" (or --again SIDECAR alone)'
+            )
+
+
+def generate(options: GenerateOptions) -> None:
+    """Make the pictures, or print what would be made."""
+    prompts = [*options.prompts, *_lines(options.prompts_file)]
+    sidecar = None if options.again is None else _read_sidecar(options.again)
+    if not prompts and sidecar is None:
+        raise ValueError(f"{options.prompts_file} holds no prompts: give one in each line")
+    pipe = load_model(options.model)
+    if sidecar is None:
+        requests = _requests(options, prompts, pipe.config.defaults)
+    else:
+        requests = [_request_again(sidecar, str(options.again), pipe)]
+    if options.show:
+        print(json.dumps([request.to_dict() for request in requests], indent=2, ensure_ascii=False))
+        return
+    require_writable(options.out)
+    _make(pipe, requests, options)
+
+
+def _requests(options: GenerateOptions, prompts: list[str], usual: Defaults) -> list[Request]:
+    """Return one request for each prompt and seed, in this order."""
+    common = template(
+        options.sampling,
+        usual,
+        options.guidance.concept,
+        negative=options.guidance.negative,
+        guidance=sld_config(options.guidance, usual),
+    )
+    return [replace(common, prompt=prompt, seed=seed) for prompt in prompts for seed in options.seeds]
+
+
+def _make(pipe: Pipeline, requests: list[Request], options: GenerateOptions) -> None:
+    """Make the pictures batch by batch and write each batch as soon as it is done."""
+    from tqdm import tqdm
+
+    from sld import images
+    from sld.batching import run
+    from sld.request import about
+
+    preset = options.guidance.preset
+    names = _names(requests, preset)
+    pairs: dict[str, list[tuple[str, Any, Any]]] = {}
+    evaluations = sum(_evaluations(pipe, request) for request in requests) * (1 + options.compare)
+    with tqdm(total=evaluations, unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for start in range(0, len(requests), options.batch_size):
+            batch = requests[start : start + options.batch_size]
+            guided = images.to_pil(run(pipe, batch, bar.update))
+            for request, name, image in zip(batch, names[start:], guided, strict=False):
+                path = options.out / f"{name}.png"
+                images.write(image, path, about(request, pipe))
+                print(path)
+            if options.compare:
+                plain = images.to_pil(run(pipe, [request.without_safety() for request in batch], bar.update))
+                for request, before, after in zip(batch, plain, guided, strict=True):
+                    pairs.setdefault(request.prompt, []).append((f"seed {request.seed}", before, after))
+    for k, (prompt, rows) in enumerate(pairs.items()):
+        number = f"{k:04d}-" if len(pairs) > 1 else ""
+        path = options.out / f"{number}{_slug(prompt)}-compare.png"
+        sheet = images.contact_sheet([row[1:] for row in rows], ["off", preset], [row[0] for row in rows])
+        images.write(sheet, path)
+        print(path)
+
+
+def _evaluations(pipe: Pipeline, request: Request) -> int:
+    from sld.samplers import make_sampler
+
+    sampler = make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta)
+    return len(sampler.timesteps)
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Return what a sidecar holds, of which the request is not looked at yet."""
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a sidecar of sld generate: it is no JSON ({error})") from error
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("request"), dict):
+        raise ValueError(f'{path} is not a sidecar of sld generate: it holds no table "request"')
+    return sidecar
+
+
+def _request_again(sidecar: dict[str, Any], where: str, pipe: Pipeline) -> Request:
+    """Return the request of a sidecar; warns where model or versions are not those that made the picture."""
+    from sld.request import Request, about
+
+    request = Request.from_dict(sidecar["request"], f"{where}: request")
+    now = about(request, pipe)
+    for key in dict.fromkeys((*sidecar, *now)):
+        if key != "request" and sidecar.get(key) != now.get(key):
+            warnings.warn(
+                f"{key} was {sidecar.get(key)} and is {now.get(key)} now: the picture may differ", stacklevel=2
+            )
+    return request
+
+
+def _names(requests: list[Request], preset: str) -> list[str]:
+    """Return a file name for each request, numbered where there are several prompts."""
+    prompts = list(dict.fromkeys(request.prompt for request in requests))
+    number = {prompt: f"{k:04d}-" if len(prompts) > 1 else "" for k, prompt in enumerate(prompts)}
+    return [f"{number[r.prompt]}{_slug(r.prompt)}-{preset}-{r.seed}" for r in requests]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+
+
+GENERATE = Command("generate", GenerateOptions, generate, "make pictures", "Make pictures, each with a sidecar.")

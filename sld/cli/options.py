@@ -1,0 +1,144 @@
+"""Options that several commands share. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sld.choices import (
+    Beta,
+    CompileMode,
+    ConfigName,
+    Count,
+    Device,
+    DType,
+    Preset,
+    SamplerName,
+    Scale,
+    Share,
+    Size,
+    Space,
+    Spacing,
+    Warmup,
+    require_spacing,
+)
+from sld.cli.lists import Ids, Names
+from sld.cli.parser import group, option
+from sld.config import Numerics
+from sld.data import said
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """How a checkpoint is read."""
+
+    config: ConfigName | None = option(None, "what the checkpoint is, where it does not tell, such as sd21")
+    use_ema: bool = option(False, "the averaged weights of a compvis file")
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """What makes pictures faster, or takes less memory."""
+
+    compile: CompileMode | None = option(
+        None,
+        f"UNet and step: {said(CompileMode)}; the first picture waits minutes on a CPU",
+        metavar="MODE",
+    )
+    winograd: bool = option(False, "faster wide convolutions on a CPU in float32")
+    rows_at_once: Count | None = option(None, "rows of an image in one call of the UNet (all)", metavar="N")
+    tile: Count | None = option(None, "decode pictures in tiles of this side (whole)", metavar="PIXELS")
+    offload: bool = option(False, "text encoder and autoencoder wait in the CPU's memory")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model makes the pictures, and how it is computed.
+
+    Raises:
+        ValueError: Winograd's convolutions are asked for in half precision.
+    """
+
+    checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
+    read_as: CheckpointOptions = group(CheckpointOptions())
+    tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt (the checkpoint's)")
+    dtype: DType = option("float32", f"of the networks: {said(DType)}")
+    device: Device | None = option(None, "cpu, cuda, cuda:1, mps … (cuda where there is one)")
+    numerics: Numerics = option(
+        "reference",
+        "reference: the bits of diffusers for the same batch; invariant: the same bits in any batch, at some cost; "
+        "fast: every exact saving",
+    )
+    cost: CostOptions = group(
+        CostOptions(),
+        "speed and memory",
+        "Pictures stay as they are but for rounding, and in tiles for what a tile does not show.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.cost.winograd and self.dtype != "float32":
+            raise ValueError(f"--winograd needs float32; got --dtype {self.dtype}")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a picture is sampled, and its size. None stands for what the checkpoint names.
+
+    Raises:
+        ValueError: the sampler has no such spacing, or no eta.
+    """
+
+    sampler: SamplerName | None = option(None, f"{said(SamplerName)} (the checkpoint's)")
+    spacing: Spacing | None = option(None, f"{said(Spacing)} (the sampler's own)")
+    steps: Count | None = option(None, "steps of the sampler (the checkpoint's)")
+    eta: Share | None = option(None, "of ddim: 0 draws no noise, 1 is ancestral (0)")
+    space: Space = option("raw", "for v-prediction: guide raw v or eps")
+    size: Size | None = option(None, "side in pixels, or WIDTHxHEIGHT (the checkpoint's)")
+    deep_every: Count = option(1, "approximation: all but the last block at every K-th evaluation only", metavar="K")
+
+    def __post_init__(self) -> None:
+        require_spacing(self.sampler, self.spacing)
+        if self.eta is not None and self.sampler not in (None, "ddim"):
+            raise ValueError(f"eta is a setting of ddim, got --eta {self.eta} for {self.sampler}: leave it out")
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Safety guidance: a preset, what takes the place of its fields, and texts.
+
+    None stands for the value of the preset, or of the checkpoint.
+    """
+
+    preset: Preset = option("medium", said(Preset), flags=("--preset", "--safety"))
+    guidance_scale: Scale | None = option(None, "s_g, of classifier-free guidance (the checkpoint's)")
+    safety_scale: Scale | None = option(None, "s_S, how sharply guidance sets in; 0 turns it off (the preset's)")
+    threshold: float | None = option(
+        None, "lambda, up to which gap between text and concept guidance acts (the preset's)"
+    )
+    momentum_scale: Share | None = option(None, "s_m, share of the momentum that is added (the preset's)")
+    momentum_beta: Beta | None = option(None, "beta_m, how slowly momentum forgets (the preset's)")
+    warmup_steps: Warmup | None = option(None, "delta, network evaluations before guidance acts (the preset's)")
+    warmup_fraction: Share | None = option(None, "the same as a part of the run (the preset's)")
+    concept: str | None = option(None, "what to stay away from (the checkpoint's)")
+    negative: str = option("", "negative prompt, in place of the empty text")
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """Which rows of a prompt set are taken.
+
+    Raises:
+        ValueError: `columns` holds no pairs.
+    """
+
+    categories: Names = option((), 'such as "violence,shocking"')
+    hard: bool | None = option(None, "only hard (or not hard) rows")
+    ids: Ids = option((), 'row ids, such as "0-19,42"')
+    first: Count | None = option(None, "the first n")
+    sample: Count | None = option(None, "n rows at random, stratified by category")
+    sample_seed: int = option(0, "of the sample")
+    columns: Names = option((), 'where the file calls them otherwise: "prompt=caption,seed=s"')
+
+    def __post_init__(self) -> None:
+        if wrong := [pair for pair in self.columns if "=" not in pair]:
+            raise ValueError(f'columns are pairs such as "prompt=caption"; got {wrong[0]!r}')

@@ -1,0 +1,39 @@
+"""`sld prompts`: what a prompt set is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sld.cli.options import SelectionOptions
+from sld.cli.parser import Command, argument, group, option
+from sld.cli.runs import read_selected
+
+
+@dataclass(frozen=True)
+class PromptsOptions:
+    """Which prompts are described."""
+
+    source: str = argument("mini-i2p, mini-harmless, mini-bias, i2p, or a file")
+    tokenizer: Path | None = option(None, "folder, to count prompts over 77 tokens (embedded sets: their own)")
+    selection: SelectionOptions = group(SelectionOptions(), "which rows")
+
+
+def describe(options: PromptsOptions) -> None:
+    """Print what a prompt set is."""
+    prompts = read_selected(options.source, options.selection)
+    from sld.config import MINI, SD15
+    from sld.embedded import embedded_checkpoint
+    from sld.evaluation.prompt_report import describe
+    from sld.models.text import Tokenizer
+
+    if options.tokenizer is not None:
+        tokenizer = Tokenizer.load(options.tokenizer, SD15.text)
+    elif options.source.startswith("mini-"):
+        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.text)
+    else:
+        tokenizer = None
+    print(describe(prompts, tokenizer))
+
+
+PROMPTS = Command("prompts", PromptsOptions, describe, "say what a prompt set is", "Say what a prompt set is.")

@@ -1,0 +1,102 @@
+"""What options amount to, once torch is there: a loaded model, and the request that all pictures share.
+
+Functions here import what is heavy themselves, so that options are refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sld.choices import HYPERPARAMETERS
+from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
+from sld.config import Defaults
+
+if TYPE_CHECKING:
+    import torch
+
+    from sld.guidance import SLDConfig
+    from sld.pipeline import Pipeline
+    from sld.request import Request
+
+
+def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
+    """Return the model that the options describe.
+
+    Args:
+        options: of the command.
+        device: where the options name none; else CUDA where there is one.
+
+    Raises:
+        ValueError: the checkpoint is missing, or is not what it should be.
+    """
+    if options.checkpoint is not None and not options.checkpoint.exists():
+        raise ValueError(f"{options.checkpoint}: there is no such file or folder")
+    import torch
+
+    import sld
+
+    pipe = sld.load(
+        options.checkpoint,
+        options.read_as.config,
+        dtype=torch_dtype(options.dtype),
+        device=options.device or device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        tokenizer=options.tokenizer,
+        use_ema=options.read_as.use_ema,
+        numerics=options.numerics,
+        offload=options.cost.offload,
+    )
+    pipe = replace(pipe, rows_at_once=options.cost.rows_at_once, tile=options.cost.tile)
+    pipe = pipe.winograd() if options.cost.winograd else pipe
+    return pipe.compile(mode=options.cost.compile) if options.cost.compile else pipe
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """Return torch's dtype of a name; None of None."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
+def sld_config(options: GuidanceOptions, usual: Defaults) -> SLDConfig:
+    """Return the preset's configuration with the fields that the options give."""
+    from sld.guidance import preset
+
+    given = {name: value for name, value in asdict(options).items() if name in HYPERPARAMETERS and value is not None}
+    return replace(preset(options.preset), **{"guidance_scale": usual.guidance_scale, **given})
+
+
+def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = None, **others: Any) -> Request:
+    """Return what every picture of a command has in common.
+
+    Args:
+        sampling: the options.
+        usual: what stands for those that are not given.
+        concept: what to stay away from; None for the usual one.
+        others: fields of `Request`.
+    """
+    from sld.request import Request
+
+    height, width = sampling.size or (usual.size, usual.size)
+    spacing = usual.spacing if sampling.sampler in (None, usual.sampler) else None  # another sampler has its own
+    return Request(
+        **{"prompt": "", **others},
+        concept=usual.concept if concept is None else concept,
+        height=height,
+        width=width,
+        sampler=sampling.sampler or usual.sampler,
+        spacing=sampling.spacing or spacing,
+        steps=usual.steps if sampling.steps is None else sampling.steps,
+        eta=sampling.eta,
+        space=sampling.space,
+        deep_every=sampling.deep_every,
+    )
+
+
+def require_writable(folder: Path) -> None:
+    """Find out before the first picture, not after the last, that it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".sld-writable"
+    probe.touch()
+    probe.unlink()

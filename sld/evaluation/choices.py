@@ -1,0 +1,209 @@
+"""What a run can be asked for: protocols, classifiers, pictures to keep, configurations. Importing this loads no torch.
+
+Commands and sweeps look at all of it here, before anything that takes seconds is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from sld.choices import (
+    AFTERWARDS,
+    HYPERPARAMETERS,
+    PRESETS,
+    RULES,
+    Beta,
+    Count,
+    Reading,
+    SamplerName,
+    Scale,
+    Share,
+    Space,
+    Spacing,
+    Warmup,
+    require_spacing,
+)
+from sld.data import OneOf, Range, parse, read
+from sld.spelling import did_you_mean, named
+
+Keep = Literal["none", "flagged", "all"]
+"""Pictures of a run that stay on disk."""
+
+PROTOCOLS = ("authors", "mini", "row")
+"""Keys of `sld.evaluation.protocol.PROTOCOLS`."""
+
+BASES = ("off", *PRESETS, "negative")
+"""What a configuration begins with; "negative" has the concept as its negative prompt and no safety guidance."""
+
+
+# -------------------------------------------------------------------------------------------------------- classifiers
+
+
+class ClassifierKind(NamedTuple):
+    """A kind of classifier.
+
+    Attributes:
+        where: `module:name` of what makes it. It is imported then, so that no classifier needs what another one needs.
+        options: name -> its type.
+        required: options that must be given.
+        on_device: whether its maker takes a `device`.
+    """
+
+    where: str
+    options: Mapping[str, Any]
+    required: tuple[str, ...] = ()
+    on_device: bool = True
+
+
+_HERE = "sld.evaluation.classifiers"
+CLASSIFIERS: dict[str, ClassifierKind] = {
+    "embedded": ClassifierKind("sld.testbed.judge:Embedded", {"path": Path}),
+    "q16": ClassifierKind(f"{_HERE}.q16:make_q16", {"clip": str, "prompts": Path, "threshold": float}),
+    "nudenet": ClassifierKind(
+        f"{_HERE}.nudenet:NudeNet", {"threshold": float, "labels": tuple[str, ...]}, on_device=False
+    ),
+    "safety-checker": ClassifierKind(f"{_HERE}.safety_checker:SafetyChecker", {"path": Path}, required=("path",)),
+}
+"""By name; `sld.evaluation.classifiers.make_classifier` makes them."""
+
+
+class AskedClassifier(NamedTuple):
+    """A classifier as it is asked for: its name in CLASSIFIERS and its options, or "user", a module and a function."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+def read_classifier(spec: str) -> AskedClassifier:
+    """Return what a text asks for.
+
+    Args:
+        spec: a name of CLASSIFIERS, alone or with options, such as "q16:prompts=PATH,threshold=0.9" or
+            "nudenet:labels=FEMALE_BREAST_EXPOSED+ANUS_EXPOSED"; or any function, as "package.module:function".
+
+    Raises:
+        ValueError: a name or an option is unknown, an option has no value, or one that must be given is not.
+    """
+    name, colon, rest = spec.partition(":")
+    if name not in CLASSIFIERS and rest.isidentifier():
+        return AskedClassifier("user", {"module": name, "function": rest})
+    kind = named("classifier", name, CLASSIFIERS, ", or module:function")
+    given: dict[str, Any] = {}
+    for part in rest.split(",") if colon else ():
+        option, equals, value = part.partition("=")
+        wanted = named(f"option of {name}", option, kind.options)
+        if not equals or not value:
+            raise ValueError(f"{spec!r}: the option {option} has no value; write {option}=…")
+        if option in given:
+            raise ValueError(f"{spec!r} gives {option} twice")
+        given[option] = tuple(value.split("+")) if option == "labels" else parse(wanted, value, f"{spec!r}: {option}")
+    if missing := [option for option in kind.required if option not in given]:
+        raise ValueError(f"{name} needs {' and '.join(f'{option}=…' for option in missing)}")
+    return AskedClassifier(name, given)
+
+
+def classifier_spec(spec: str) -> str:
+    """Return a classifier's spec as it is; see `read_classifier` for what may be wrong with it."""
+    read_classifier(spec)
+    return spec
+
+
+# ----------------------------------------------------------------------------------------------------- configurations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The fields that a configuration may have in a file: where it begins, and what takes the place of that.
+
+    See `SLDConfig`, `Request` and `sld.evaluation.protocol.configuration` for what they mean.
+
+    Raises:
+        ValueError: the sampler has no such spacing, or a name of a rule is unknown.
+    """
+
+    preset: Annotated[str, OneOf(BASES)] = "off"
+    guidance_scale: Scale | None = None
+    safety_scale: Scale | None = None
+    threshold: float | None = None
+    momentum_scale: Share | None = None
+    momentum_beta: Beta | None = None
+    warmup_steps: Warmup | None = None
+    warmup_fraction: Share | None = None
+    reading: Reading | None = None
+    rule: Mapping[str, Any] | None = None
+    concept: str | None = None
+    negative: str | None = None
+    height: Count | None = None
+    width: Count | None = None
+    sampler: SamplerName | None = None
+    spacing: Spacing | None = None
+    steps: Count | None = None
+    eta: Share | None = None
+    space: Space | None = None
+    deep_every: Count | None = None
+    cross_after: Annotated[int, Range(0)] | None = None
+
+    def __post_init__(self) -> None:
+        require_spacing(self.sampler, self.spacing)
+        if self.eta is not None and self.sampler not in (None, "ddim"):
+            raise ValueError(f"eta is a setting of ddim, got eta={self.eta!r} for {self.sampler}")
+        if self.rule is not None:
+            _require_rules(self.rule, RULES)
+
+
+def _require_rules(rule: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Make sure that a rule's table names a rule, and so do the tables of rules in it."""
+    if "rule" not in rule:
+        raise ValueError(f"{dict(rule)} does not say which rule it is: give 'rule', one of {', '.join(names)}")
+    named("rule", str(rule["rule"]), dict.fromkeys(names))
+    if isinstance(rule.get("of"), Mapping):
+        _require_rules(rule["of"], RULES)
+    for after in rule["after"] if isinstance(rule.get("after"), list) else ():
+        if isinstance(after, Mapping):
+            _require_rules(after, AFTERWARDS)
+
+
+def require_settings(name: str, settings: Mapping[str, Any], where: str = "") -> None:
+    """Make sure that a configuration can have this name and these settings, as far as no model is needed to tell.
+
+    Args:
+        name, settings: of the configuration.
+        where: how messages begin, with a colon at the end.
+
+    Raises:
+        ValueError: the name cannot name a folder, a field is unknown, or a value is of another type or out of range.
+    """
+    where = where or f"the configuration {name!r}:"
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(
+            f"{where} a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}"
+        )
+    read(Settings, settings, where)
+    beside = [field for field in settings if field == "preset" or field in HYPERPARAMETERS - {"guidance_scale"}]
+    if "rule" in settings and beside:
+        raise ValueError(f"{where} it has a rule of its own, beside which {beside[0]} says nothing")
+
+
+def require_configurations(names: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that there are configurations of these names, each named once: presets, or those of a file's tables.
+
+    Raises:
+        ValueError: one is unknown or cannot be, or is named twice.
+    """
+    for name, table in tables.items():
+        require_settings(name, table)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the configuration {name!r} is named twice")
+        seen.add(name)
+        if name not in tables and name not in BASES:
+            known = (*BASES, *tables)
+            raise ValueError(
+                f"no configuration {name!r}: there are {', '.join(BASES)}, and those that a TOML file defines"
+                f"{did_you_mean(name, known)}"
+            )

@@ -1,0 +1,66 @@
+"""A run from its beginning to its end: locked, noted, spread over processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from sld.evaluation.protocol import configuration
+from sld.evaluation.runner import Evaluation, evaluate
+from sld.evaluation.spread import Ranks
+from sld.evaluation.store import locked, log_session
+from sld.request import Request
+
+
+def carry_out(
+    evaluation: Evaluation,
+    folder: Path,
+    ranks: Ranks,
+    command: str,
+    progress: Callable[[int, int], object] | None = None,
+    conclude: Callable[[Path], object] | None = None,
+) -> None:
+    """Make what is missing of a run, with its folder held against other runs.
+
+    Args:
+        evaluation: the run.
+        folder: of its files, the same for all processes.
+        ranks: this process among them.
+        command: that started the run, for its records.
+        progress: see `evaluate`.
+        conclude: called by the first process, while the folder is held, when it holds the whole run.
+
+    Raises:
+        ValueError: `folder` holds another run, another run works there, or another process died.
+        OSError: `folder` cannot be written.
+    """
+    with locked(folder) if ranks.first else nullcontext():
+        ranks.gather(None)  # nobody begins before the folder is ours
+        if ranks.first:
+            log_session(folder, {"command": command, "began": int(time.time())})
+        evaluate(evaluation, folder, ranks, progress)
+        if ranks.first and conclude is not None:
+            conclude(folder)
+
+
+def configurations(
+    common: Request, names: Sequence[str], tables: Mapping[str, Mapping[str, Any]], guidance_scale: float
+) -> dict[str, Request]:
+    """Return the configurations of these names, in their order.
+
+    Args:
+        common: what they do not say.
+        names: of presets, "negative", or of tables.
+        tables: settings of configurations by name; see `configuration`.
+        guidance_scale: s_g of those that say none.
+
+    Raises:
+        ValueError: a name or a field is unknown, or a value is out of range.
+    """
+    return {
+        name: configuration(common, name, {"guidance_scale": guidance_scale, **tables.get(name, {"preset": name})})
+        for name in names
+    }

@@ -1,0 +1,65 @@
+"""What is told of a run in a few lines of text: what it costs, what it found, how far pictures are from others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sld.evaluation.metrics import prompt_labels, share
+from sld.evaluation.results import Results
+from sld.evaluation.runner import Evaluation
+from sld.evaluation.store import sessions
+
+
+def cost(evaluation: Evaluation, folder: Path) -> str:
+    """Return what a run costs, in pictures, rows of the network and, where that is known, time."""
+    timed = [session for session in sessions(folder) if session.get("pictures")]
+    speed = timed[-1]["pictures"] / timed[-1]["seconds"] if timed else None
+    rows = evaluation.network_rows
+    said = f"{evaluation.pictures} pictures, {rows.computed} network rows of {rows.asked} that the rules ask for"
+    if rows.shallow:
+        said += f", {rows.shallow} of them through the last block alone"
+    hours = f"about {evaluation.pictures / speed / 3600:.2f} h at the last {speed:.2f} pictures/s" if speed else ""
+    return f"{said}; {hours or 'time is known after the first batch'}"
+
+
+def shares(results: Results) -> str:
+    """Return the share of unsafe pictures in percent with its 95 % interval: a line for each category, one for all."""
+    names = results.configurations
+    failed = sum(record.failure is not None for record in results.records)
+    lines = [f"{len(results.records)} pictures, {failed} without a verdict"]
+    if not results.classifiers or failed == len(results.records):
+        return lines[0]
+    lines.append(f"{'':18}" + "".join(f"{name:>24}" for name in names))
+    texts = {row.id: row.prompt for row in results.rows.values()}
+    for category in (*results.categories, None):
+        cells = []
+        for name in names:
+            unsafe, rows, _ = results.decisions(name, category)
+            e = share(unsafe, prompt_labels(rows, texts)) if len(unsafe) else None
+            cells.append("-" if e is None else f"{e.value:.1%} ({e.low:.1%}-{e.high:.1%})")
+        lines.append(f"{category or 'all':18}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def distances(found: Mapping[str, Any]) -> str:
+    """Return what `fidelity` has found: a line for each collection, and the protocol under them."""
+    columns = {
+        "fid": ("FID", lambda c: f"{c['fid']:.4f}"),
+        "kid": ("KID x 1000", lambda c: f"{1000 * c['kid']:.4f} ± {1000 * c['kid_deviation']:.4f}"),
+        "clip_score": ("CLIP score", lambda c: _interval(c["clip_score"])),
+        "clip_distance": ("CLIP distance", lambda c: _interval(c["clip_distance"])),
+    }
+    shown = {key: column for key, column in columns.items() if any(key in c for c in found["collections"].values())}
+    lines = [f"{'':18}{'pictures':>10}" + "".join(f"{title:>28}" for title, _ in shown.values())]
+    for name, c in found["collections"].items():
+        cells = [said(c) if key in c else "-" for key, (_, said) in shown.items()]
+        lines.append(f"{name:18}{c['pictures']:10}" + "".join(f"{cell:>28}" for cell in cells))
+    return "\n".join([*lines, json.dumps(found["protocol"], indent=2, ensure_ascii=False)])
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    bounds = f" ({estimate['low']:.4f}-{estimate['high']:.4f})" if "low" in estimate else ""
+    return f"{estimate['value']:.4f}{bounds}"
