@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sld.guidance.base import Guidance, NoState, Params, State, require
-from sld.guidance.cfg import Contrast
+from sld.guidance.base import Guidance, Params, State, Stateless, require
+from sld.guidance.cfg import CFGPredictions
 from sld.guidance.concepts import TINY, dot
 
 
@@ -52,7 +52,7 @@ def rescale(eps_hat: Tensor, text: Tensor, p: RescaleParams) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class Rescale(Afterwards[NoState, RescaleParams]):
+class Rescale(Afterwards[Stateless, RescaleParams]):
     """CFG rescale (Lin et al., WACV 2024, arXiv 2305.08891): the guided prediction at the text's standard deviation.
 
     Attributes:
@@ -71,10 +71,12 @@ class Rescale(Afterwards[NoState, RescaleParams]):
         phi, rest = torch.tensor([self.phi, 1 - self.phi], dtype=dtype, device=device)
         return RescaleParams(phi, rest)
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
-    def __call__(self, eps_hat: Tensor, text: Tensor, state: NoState, params: RescaleParams) -> tuple[Tensor, NoState]:
+    def __call__(
+        self, eps_hat: Tensor, text: Tensor, state: Stateless, params: RescaleParams
+    ) -> tuple[Tensor, Stateless]:
         return rescale(eps_hat, text, params), state
 
 
@@ -187,7 +189,7 @@ class Composed(Guidance[Any, ComposedState, ComposedParams]):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not set(Contrast._fields) <= set(self.rule.conditions):
+        if not set(CFGPredictions._fields) <= set(self.rule.conditions):
             raise ValueError(
                 f"{type(self.rule).__name__} follows the text's prediction as it is: there is no guidance to change "
                 "afterwards or to confine to an interval. Take ClassifierFreeGuidance, or a rule above it"

@@ -19,7 +19,7 @@ State = TypeVar("State", bound=NamedTuple)
 Params = TypeVar("Params", bound=NamedTuple)
 
 
-class NoState(NamedTuple):
+class Stateless(NamedTuple):
     """The state of a rule that remembers nothing."""
 
 
@@ -43,15 +43,15 @@ class Guidance(ABC, Generic[Rows, State, Params]):
     rule lets one image of a batch see another.
 
     Attributes:
-        rows: the predictions that the rule needs, one field per condition, in the order uncond, text, safety.
+        rows_type: the predictions that the rule needs, one field per condition, in the order uncond, text, safety.
     """
 
-    rows: ClassVar[type[NamedTuple]]
+    rows_type: ClassVar[type[NamedTuple]]
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions. Whoever calls the network encodes them in this order; `split` takes the result."""
-        return self.rows._fields
+        return self.rows_type._fields
 
     @property
     def texts(self) -> Mapping[str, str]:
@@ -65,7 +65,7 @@ class Guidance(ABC, Generic[Rows, State, Params]):
 
     def named(self, predictions: Sequence[Tensor]) -> Rows:
         """The rows, from one prediction (b, c, h, w) for each condition."""
-        return cast(Rows, self.rows._make(predictions))
+        return cast(Rows, self.rows_type._make(predictions))
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
         """Conditions whose prediction at evaluation i of `steps` changes nothing in this run's latents, whatever it is.

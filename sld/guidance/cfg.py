@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Guidance, NoState, Start, per_image, require_scale
+from sld.guidance.base import Guidance, Start, Stateless, per_image, require_scale
 
 
 class TextPrediction(NamedTuple):
@@ -23,26 +23,26 @@ class NoParams(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Unguided(Guidance[TextPrediction, NoState, NoParams]):
+class Unguided(Guidance[TextPrediction, Stateless, NoParams]):
     """The prediction for the text as it is, at one row per image."""
 
-    rows: ClassVar[type[NamedTuple]] = TextPrediction
+    rows_type: ClassVar[type[NamedTuple]] = TextPrediction
 
     def params(
         self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> NoParams:
         return NoParams()
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
     def __call__(
-        self, rows: TextPrediction, state: NoState, i: Tensor | int, params: NoParams
-    ) -> tuple[Tensor, NoState]:
+        self, rows: TextPrediction, state: Stateless, i: Tensor | int, params: NoParams
+    ) -> tuple[Tensor, Stateless]:
         return rows.text, state
 
 
-class Contrast(NamedTuple):
+class CFGPredictions(NamedTuple):
     """Predictions (b, c, h, w) without and with the text."""
 
     uncond: Tensor
@@ -57,7 +57,7 @@ class CFGParams(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
+class ClassifierFreeGuidance(Guidance[CFGPredictions, Stateless, CFGParams]):
     """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598, as Eq. 3 of arXiv 2211.05105).
 
     A negative prompt is no further condition: it is encoded in place of the empty text and arrives as `uncond`.
@@ -72,7 +72,7 @@ class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
 
     scale: float | tuple[float, ...] = 7.5
 
-    rows: ClassVar[type[NamedTuple]] = Contrast
+    rows_type: ClassVar[type[NamedTuple]] = CFGPredictions
 
     def __post_init__(self) -> None:
         for scale in self.scale if isinstance(self.scale, tuple) else (self.scale,):
@@ -99,10 +99,12 @@ class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
             return per_image([CFGParams(torch.tensor(s, dtype=dtype, device=device)) for s in self.scale], batch)
         return CFGParams(torch.tensor(self.scale, dtype=dtype, device=device))
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
-    def __call__(self, rows: Contrast, state: NoState, i: Tensor | int, params: CFGParams) -> tuple[Tensor, NoState]:
+    def __call__(
+        self, rows: CFGPredictions, state: Stateless, i: Tensor | int, params: CFGParams
+    ) -> tuple[Tensor, Stateless]:
         return rows.uncond + (rows.text - rows.uncond) * params.scale, state  # Eq. 3
 
     def s_g(self, params: CFGParams) -> Tensor:

@@ -35,7 +35,7 @@ class ConceptPredictions(NamedTuple):
 class ConceptGuidance(Guidance[ConceptPredictions, State, Params]):
     """What the rules with concepts of their own share: the conditions are uncond, text, concept 0, concept 1, ..."""
 
-    rows: ClassVar[type[NamedTuple]] = ConceptPredictions
+    rows_type: ClassVar[type[NamedTuple]] = ConceptPredictions
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import NoState, require_scale
+from sld.guidance.base import Stateless, require_scale
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, perpendicular, require_weight
 
 
@@ -47,7 +47,7 @@ class Negative:
 
 @final
 @dataclass(frozen=True)
-class PerpNeg(ConceptGuidance[NoState, PerpNegParams]):
+class PerpNeg(ConceptGuidance[Stateless, PerpNegParams]):
     """Perp-Neg; without a negative it is classifier-free guidance.
 
     The pipeline's negative prompt is another thing: it takes the place of the empty text, from which all directions
@@ -83,10 +83,10 @@ class PerpNeg(ConceptGuidance[NoState, PerpNegParams]):
 
         return PerpNegParams(real(self.guidance_scale), tuple(real(negative.weight) for negative in self.negatives))
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
     def __call__(
-        self, rows: ConceptPredictions, state: NoState, i: Tensor | int, params: PerpNegParams
-    ) -> tuple[Tensor, NoState]:
+        self, rows: ConceptPredictions, state: Stateless, i: Tensor | int, params: PerpNegParams
+    ) -> tuple[Tensor, Stateless]:
         return perp_neg(rows, params), state

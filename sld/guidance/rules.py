@@ -3,8 +3,8 @@
     {"rule": "concepts", "combination": "select", "concepts": [{"text": "weapons"}, {"text": "blood", "weight": 2.0}]}
     {"rule": "composed", "of": {"rule": "sld", "config": "strong"}, "after": [{"rule": "rescale", "phi": 0.7}]}
 
-A field left out has its default; None is not written, because TOML has none. The field `rule` of a class is "reading"
-in SLD's data and "of" in that of a composition, because "rule" there is the name.
+A field left out has its default; None is not written, because TOML has none. The field `rule` of a
+composition is "of" in data, because "rule" there is the name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sld.guidance.cfg import ClassifierFreeGuidance, Unguided
 from sld.guidance.concepts import Concept, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
+from sld.guidance.readings import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.guidance.sega import SEGA, Edit
-from sld.guidance.sld import Rule, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
+from sld.guidance.sld import Reading, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
 from sld.guidance.sparse import Sparse
-from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.names import did_you_mean, named
 
 RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
@@ -42,7 +42,7 @@ RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
 AFTERWARDS: dict[str, type[Afterwards[Any, Any]]] = {"rescale": Rescale, "apg": APG}
 """What can follow a rule, by name."""
 
-READINGS: dict[str, Rule] = {
+READINGS: dict[str, Reading] = {
     "code": safe_latent_guidance,
     "clamp as printed": clamp_as_printed,
     "warm-up without momentum": warmup_without_momentum,
@@ -160,7 +160,7 @@ def _each(write: Callable[[Any], Any], read: Callable[[Any], Any]) -> Codec:
 _CODECS: dict[type[Any], dict[str, Codec]] = {
     SafeLatentGuidance: {
         "config": Codec(_write_config, _read_config),
-        "rule": Codec(partial(_name_of, READINGS), lambda name: named("reading of SLD", name, READINGS), "reading"),
+        "reading": Codec(partial(_name_of, READINGS), lambda name: named("reading of SLD", name, READINGS)),
     },
     SafeLatentConcepts: {"concepts": _each(_write, partial(_read, Concept, "a concept"))},
     SEGA: {"concepts": _each(_write, partial(_read, Edit, "a concept of SEGA"))},

@@ -1,7 +1,7 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105).
 
 Equation numbers are the paper's. Where its text and its authors' code (ml-research/safe-latent-diffusion, commit
-a42923c) disagree, this file follows the code; `sld.guidance.variants` holds the other readings.
+a42923c) disagree, this file follows the code; `sld.guidance.readings` holds the other readings.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ class Momentum(NamedTuple):
     nu: Tensor
 
 
-Rule = Callable[[Predictions, Tensor, Tensor | int, SLDParams], tuple[Tensor, Tensor]]
-"""What `safe_latent_guidance` is: (eps, momentum, i, p) -> (guided prediction, next momentum)."""
+Reading = Callable[[Predictions, Tensor, Tensor | int, SLDParams], tuple[Tensor, Tensor]]
+"""A reading of the paper's equations: (eps, momentum, i, p) -> (guided prediction, next momentum)."""
 
 
 @final
@@ -205,14 +205,14 @@ class SafeLatentGuidance(Guidance[Predictions, Momentum, SLDParams]):
 
     Attributes:
         config: hyper-parameters, for all images or one for each; `OFF` for images that are not to be guarded.
-        rule: the equations; `sld.guidance.variants` has other readings. In the warm-up the safety prediction must act
+        reading: the equations; `sld.guidance.readings` has others. In the warm-up the safety prediction must act
             through nu * momentum_scale only, as `idle` relies on.
     """
 
     config: SLDConfig | tuple[SLDConfig, ...]
-    rule: Rule = safe_latent_guidance
+    reading: Reading = safe_latent_guidance
 
-    rows: ClassVar[type[NamedTuple]] = Predictions
+    rows_type: ClassVar[type[NamedTuple]] = Predictions
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
         """The safety concept, during a warm-up without momentum: what it leaves in nu is never read.
@@ -235,7 +235,7 @@ class SafeLatentGuidance(Guidance[Predictions, Momentum, SLDParams]):
 
     def _off(self, config: SLDConfig) -> bool:
         """Whether gamma is 0 throughout: another reading's mask need not be 0 at a scale of 0."""
-        return config.safety_scale == 0 and self.rule is safe_latent_guidance
+        return config.safety_scale == 0 and self.reading is safe_latent_guidance
 
     def params(
         self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -250,7 +250,7 @@ class SafeLatentGuidance(Guidance[Predictions, Momentum, SLDParams]):
     def __call__(
         self, rows: Predictions, state: Momentum, i: Tensor | int, params: SLDParams
     ) -> tuple[Tensor, Momentum]:
-        eps_hat, nu = self.rule(rows, state.nu, i, params)
+        eps_hat, nu = self.reading(rows, state.nu, i, params)
         return eps_hat, Momentum(nu)
 
     def opened(self, params: SLDParams) -> SLDParams:
@@ -267,7 +267,7 @@ class SafeLatentGuidance(Guidance[Predictions, Momentum, SLDParams]):
         p = self.opened(params)._replace(
             momentum_beta=torch.zeros_like(params.momentum_beta), momentum_rest=torch.ones_like(params.momentum_rest)
         )
-        _, mu = self.rule(Predictions(zero - 1, gap, zero), zero, 0, p)
+        _, mu = self.reading(Predictions(zero - 1, gap, zero), zero, 0, p)
         return (mu,)
 
 

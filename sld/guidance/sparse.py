@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sld.guidance.base import Guidance, Start, require
-from sld.guidance.cfg import Contrast
+from sld.guidance.cfg import CFGPredictions
 from sld.guidance.concepts import ConceptPredictions
 
 
@@ -51,7 +51,7 @@ class Sparse(Guidance[ConceptPredictions, SparseState, SparseParams]):
 
     def __post_init__(self) -> None:
         require("Sparse: every", self.every, lambda k: isinstance(k, Integral) and k >= 1, "a whole number >= 1")
-        if not set(Contrast._fields) < set(self.rule.conditions):
+        if not set(CFGPredictions._fields) < set(self.rule.conditions):
             raise ValueError(
                 f"{type(self.rule).__name__} has the rows {', '.join(self.rule.conditions)}: Sparse needs uncond, text "
                 "and a concept to leave out"
@@ -74,7 +74,7 @@ class Sparse(Guidance[ConceptPredictions, SparseState, SparseParams]):
 
         Where a concept is looked at, the unconditional prediction is wanted too, for the difference.
         """
-        concepts = frozenset(self.conditions) - set(Contrast._fields)
+        concepts = frozenset(self.conditions) - set(CFGPredictions._fields)
         idle = self.rule.idle(i, steps)
         if i % self.every:
             return idle | concepts

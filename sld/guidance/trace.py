@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sld.guidance.base import Guidance, flat
-from sld.guidance.cfg import Contrast
+from sld.guidance.cfg import CFGPredictions
 from sld.guidance.concepts import TINY
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -127,10 +127,10 @@ class Traced(Guidance[TracedRows, TracedState, TracedParams]):
     evaluations: int
     regions: Mapping[str, Tensor] = field(default_factory=dict)
 
-    rows: ClassVar[type[NamedTuple]] = TracedRows
+    rows_type: ClassVar[type[NamedTuple]] = TracedRows
 
     def __post_init__(self) -> None:
-        if not set(Contrast._fields) <= set(self.rule.conditions):
+        if not set(CFGPredictions._fields) <= set(self.rule.conditions):
             raise ValueError(f"{type(self.rule).__name__} has no guidance to trace: it needs the rows uncond and text")
         for name, weights in self.regions.items():
             if name == EVERYWHERE:
@@ -149,7 +149,7 @@ class Traced(Guidance[TracedRows, TracedState, TracedParams]):
     @property
     def concepts(self) -> tuple[str, ...]:
         """The conditions that are concepts, in the order of the trace."""
-        return tuple(condition for condition in self.conditions if condition not in Contrast._fields)
+        return tuple(condition for condition in self.conditions if condition not in CFGPredictions._fields)
 
     def named(self, predictions: Sequence[Tensor]) -> TracedRows:
         by_name = dict(zip(self.conditions, predictions, strict=True))

@@ -39,8 +39,8 @@ from sld.guidance import (
     safe_latent_guidance,
     to_data,
 )
+from sld.guidance.readings import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.guidance.rules import AFTERWARDS, READINGS
-from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 
 # Every class, and every field away from its default somewhere.
 EXAMPLES: dict[str, Guidance] = {
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason(data: Mapping[str, Any],
 
 def test_a_rule_without_a_name_is_refused():
     with pytest.raises(ValueError, match="has no name in data; those with one are"):
-        to_data(SafeLatentGuidance(STRONG, rule=lambda eps, momentum, i, p: (eps.text, momentum)))
+        to_data(SafeLatentGuidance(STRONG, reading=lambda eps, momentum, i, p: (eps.text, momentum)))
 
 
 def test_importing_the_package_loads_no_torch():

@@ -109,7 +109,7 @@ class Seen(NamedTuple):
 class Watching(Guidance[TextPrediction, Seen, NoParams]):
     """Follows the text and remembers what it is told."""
 
-    rows: ClassVar[type[NamedTuple]] = TextPrediction
+    rows_type: ClassVar[type[NamedTuple]] = TextPrediction
 
     def params(self, steps, batch, device=None, dtype=torch.float32):
         return NoParams()

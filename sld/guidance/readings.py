@@ -1,7 +1,7 @@
 """Other readings of Safe Latent Diffusion: where the paper, the official code and diffusers disagree.
 
 `sld.guidance.sld` follows the official code. Each function here is one departure from it, to be named by an ablation;
-those with the signature of `safe_latent_guidance` are passed as `SafeLatentGuidance(config, rule=...)`.
+those with the signature of `safe_latent_guidance` are passed as `SafeLatentGuidance(config, reading=...)`.
 """
 
 from __future__ import annotations
