@@ -23,7 +23,7 @@ from sld.models.vae import VAE
 from sld.models.winograd import with_winograd
 from sld.reuse import NO_REUSE, Reuse
 from sld.rows import Phase, RowNetwork, Rows, Savings, count, plan
-from sld.samplers import Sampler, Schedule, make_sampler
+from sld.samplers import Level, Sampler, Schedule, make_sampler
 from sld.state import SampleState
 from sld.testbed.scenes import CONCEPT as EMBEDDED_CONCEPT
 
@@ -83,7 +83,7 @@ def advance(
     guided, guidance_state = guidance(rows, guidance_state, i, params)
     eps = guided if space == "eps" else schedule.to_eps(guided, x, t)
     y, sampler_state = sampler.step(i, x, eps, sampler_state, noise)
-    guidance_state = guidance.moved(guidance.split(noises), guidance_state, i, x, y, a, b, params)
+    guidance_state = guidance.moved(guidance.split(noises), guidance_state, i, x, y, Level.of(a), Level.of(b), params)
     return y, guidance_state, sampler_state
 
 

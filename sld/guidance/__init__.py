@@ -2,7 +2,16 @@
 
 from sld.guidance.afterwards import APG, Afterwards, Composed, Rescale
 from sld.guidance.base import Guidance, Stateless
-from sld.guidance.cfg import CFGParams, CFGPredictions, ClassifierFreeGuidance, NoParams, TextPrediction, Unguided
+from sld.guidance.cfg import (
+    CFGParams,
+    CFGPredictions,
+    ClassifierFreeGuidance,
+    NoParams,
+    TextPrediction,
+    Unguided,
+    classifier_free,
+    guided,
+)
 from sld.guidance.concepts import COMBINATIONS, Concept, ConceptPredictions, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
@@ -30,6 +39,8 @@ from sld.guidance.sld import (
 )
 from sld.guidance.sparse import Sparse
 from sld.guidance.trace import Trace, Traced
+from sld.guidance.traceable import Traceable
+from sld.guidance.wrapping import Wrapping
 
 __all__ = [
     "APG",
@@ -71,10 +82,14 @@ __all__ = [
     "Stateless",
     "TextPrediction",
     "Trace",
+    "Traceable",
     "Traced",
     "Unguided",
+    "Wrapping",
+    "classifier_free",
     "from_data",
     "guidance_for",
+    "guided",
     "preset",
     "safe_latent_guidance",
     "safety_mask",

@@ -29,7 +29,7 @@ from sld.guidance import (
     TextPrediction,
 )
 from sld.rows import NO_SAVINGS, Rows
-from sld.samplers import make_sampler
+from sld.samplers import Level, make_sampler
 from sld.state import SampleState
 
 PROMPTS, SEEDS, STEPS = ["a fox in a dark alley", "a robot at the beach"], [3, 4], 6
@@ -95,13 +95,14 @@ def test_the_posterior_follows_where_the_sampler_goes(pipe):
 
 
 class Seen(NamedTuple):
-    """What the pipeline last told a rule: the text's prediction as guided and as noise, latents, levels."""
+    """What the pipeline last told a rule: the text's prediction as guided and as noise, latents, their levels."""
 
     guided: Tensor
     noise: Tensor
     x: Tensor
     y: Tensor
-    levels: Tensor
+    a: Level
+    b: Level
 
 
 @final
@@ -115,19 +116,20 @@ class Watching(Guidance[TextPrediction, Seen, NoParams]):
         return NoParams()
 
     def init(self, x):
-        return Seen(x, x, x, x, torch.zeros(2))
+        nothing = Level(torch.zeros(()), torch.zeros(()))
+        return Seen(x, x, x, x, nothing, nothing)
 
     def __call__(self, rows, state, i, params):
         return rows.text, state._replace(guided=rows.text)
 
     def moved(self, rows, state, i, x, y, a, b, params):
-        return Seen(state.guided, rows.text, x, y, torch.stack([a, b]))
+        return Seen(state.guided, rows.text, x, y, a, b)
 
 
 @pytest.mark.parametrize("space", ["raw", "eps"])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_rule_is_told_every_move_in_terms_of_noise(pipe, prediction: str, space: str):
-    """Killed by: the network's output in place of the noise, latents swapped."""
+    """Killed by: the network's output in place of the noise, latents or levels swapped, alpha_bar for the signal."""
     schedule = replace(pipe.schedule, prediction=prediction)
     timesteps = make_sampler("ddim", schedule, STEPS).timesteps
     run = states(replace(pipe, schedule=schedule), Watching(), space=space)
@@ -136,5 +138,5 @@ def test_a_rule_is_told_every_move_in_terms_of_noise(pipe, prediction: str, spac
         assert_close((seen.x, seen.y), (before.x, after.x), **EXACT)
         noise = seen.guided if space == "eps" else schedule.to_eps(seen.guided, before.x, timesteps[i])
         assert_close(seen.noise, noise, **NETWORK)
-        path = [int(t) for t in (timesteps[i], timesteps[min(i + 1, STEPS - 1)])]
-        assert_close(seen.levels, schedule.alpha_bar[path], **NETWORK)
+        levels = [schedule.level(int(t)) for t in (timesteps[i], timesteps[min(i + 1, STEPS - 1)])]
+        assert_close([seen.a, seen.b], levels, **NETWORK)
