@@ -1,8 +1,17 @@
 """Guidance rules: how predictions under several conditions become one."""
 
 from sld.guidance.afterwards import APG, Afterwards, Composed, Rescale
-from sld.guidance.base import Guidance, NoState
-from sld.guidance.cfg import CFGParams, ClassifierFreeGuidance, Contrast, NoParams, TextPrediction, Unguided
+from sld.guidance.base import Guidance, Stateless
+from sld.guidance.cfg import (
+    CFGParams,
+    CFGPredictions,
+    ClassifierFreeGuidance,
+    NoParams,
+    TextPrediction,
+    Unguided,
+    classifier_free,
+    guided,
+)
 from sld.guidance.concepts import COMBINATIONS, Concept, ConceptPredictions, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
@@ -19,7 +28,7 @@ from sld.guidance.sld import (
     WEAK,
     Momentum,
     Predictions,
-    Rule,
+    Reading,
     SafeLatentGuidance,
     SLDConfig,
     SLDParams,
@@ -30,6 +39,8 @@ from sld.guidance.sld import (
 )
 from sld.guidance.sparse import Sparse
 from sld.guidance.trace import Trace, Traced
+from sld.guidance.traceable import Traceable
+from sld.guidance.wrapping import Wrapping
 
 __all__ = [
     "APG",
@@ -48,33 +59,37 @@ __all__ = [
     "WEAK",
     "Afterwards",
     "CFGParams",
+    "CFGPredictions",
     "ClassifierFreeGuidance",
     "Composed",
     "Concept",
     "ConceptPredictions",
-    "Contrast",
     "DynamicNegativeGuidance",
     "Edit",
     "Guidance",
     "Momentum",
     "Negative",
     "NoParams",
-    "NoState",
     "PerpNeg",
     "Predictions",
+    "Reading",
     "Rescale",
-    "Rule",
     "SLDConfig",
     "SLDParams",
     "SafeLatentConcepts",
     "SafeLatentGuidance",
     "Sparse",
+    "Stateless",
     "TextPrediction",
     "Trace",
+    "Traceable",
     "Traced",
     "Unguided",
+    "Wrapping",
+    "classifier_free",
     "from_data",
     "guidance_for",
+    "guided",
     "preset",
     "safe_latent_guidance",
     "safety_mask",

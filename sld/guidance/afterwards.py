@@ -1,10 +1,9 @@
-"""What can be done to a guided prediction afterwards, whatever rule made it: rescale, APG, and a guidance interval."""
+"""Changes to the guided prediction of any rule: rescaling, adaptive projection, and a guidance interval."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, final
 
@@ -12,51 +11,58 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sld.guidance.base import Guidance, NoState, Params, State, require
-from sld.guidance.cfg import Contrast
-from sld.guidance.concepts import TINY, dot
+from sld.guidance.base import Params, State, Stateless, require
+from sld.guidance.cfg import CFGPredictions
+from sld.guidance.vectors import TINY, component, dot
+from sld.guidance.wrapping import Wrapping
+from sld.samplers.process import Level
 
 
 class Afterwards(ABC, Generic[State, Params]):
-    """A change of the guided prediction that needs nothing but the text's own prediction beside it.
+    """A change to the guided prediction that needs only the text's prediction beside it.
 
-    As with `Guidance`: frozen, everything that changes during a run is handed in and handed back, and no image of a
-    batch sees another.
+    As a rule, it is frozen: everything that changes during a run is handed in and handed back. The images of a batch do
+    not influence one another.
     """
 
     @abstractmethod
     def params(self, device: torch.device | str | None, dtype: torch.dtype) -> Params:
-        """The hyper-parameters as 0-d tensors."""
+        """Return the hyper-parameters as 0-d tensors."""
 
     @abstractmethod
     def init(self, x: Tensor) -> State:
-        """The state before the first evaluation, for latents x (b, c, h, w) and in their dtype and place."""
+        """Return the state before the first evaluation of latents x (b, c, h, w), with their dtype and device."""
 
     @abstractmethod
     def __call__(self, eps_hat: Tensor, text: Tensor, state: State, params: Params) -> tuple[Tensor, State]:
-        """The changed prediction and the next state, from the guided one and the text's, each (b, c, h, w)."""
+        """Return the changed prediction and the next state, given the guided and the text's prediction (b, c, h, w)."""
 
 
 class RescaleParams(NamedTuple):
-    """phi and 1 - phi, rounded once each; 0-d or (b, 1, 1, 1)."""
+    """The hyper-parameters of CFG rescale, phi and 1 - phi, each rounded once; 0-d or (b, 1, 1, 1)."""
 
     phi: Tensor
     rest: Tensor
 
 
 def rescale(eps_hat: Tensor, text: Tensor, p: RescaleParams) -> Tensor:
-    """eps_hat (b, c, h, w), mixed with itself at the text's standard deviation; in float32 bit-equal to diffusers."""
+    """Return eps_hat mixed with eps_hat at the standard deviation of the text's prediction; all (b, c, h, w).
+
+    In float32 the result is bit-equal to diffusers.
+    """
     ratio = text.std(dim=(1, 2, 3), keepdim=True) / eps_hat.std(dim=(1, 2, 3), keepdim=True)
     return eps_hat * ratio * p.phi + eps_hat * p.rest  # Eq. 15 and 16 of arXiv 2305.08891
 
 
 @final
 @dataclass(frozen=True)
-class Rescale(Afterwards[NoState, RescaleParams]):
-    """CFG rescale (Lin et al., WACV 2024, arXiv 2305.08891): the guided prediction at the text's standard deviation.
+class Rescale(Afterwards[Stateless, RescaleParams]):
+    """CFG rescale (Lin et al., WACV 2024, arXiv 2305.08891).
+
+    It brings the standard deviation of the guided prediction to that of the text's.
 
     Attributes:
-        phi: how much of the rescaled prediction is mixed in, in [0, 1]; 0 changes nothing, 0.7 is the paper's.
+        phi: share of the rescaled prediction, in [0, 1]; 0 changes nothing, the paper uses 0.7.
 
     Raises:
         ValueError: phi is out of its range.
@@ -71,10 +77,12 @@ class Rescale(Afterwards[NoState, RescaleParams]):
         phi, rest = torch.tensor([self.phi, 1 - self.phi], dtype=dtype, device=device)
         return RescaleParams(phi, rest)
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
-    def __call__(self, eps_hat: Tensor, text: Tensor, state: NoState, params: RescaleParams) -> tuple[Tensor, NoState]:
+    def __call__(
+        self, eps_hat: Tensor, text: Tensor, state: Stateless, params: RescaleParams
+    ) -> tuple[Tensor, Stateless]:
         return rescale(eps_hat, text, params), state
 
 
@@ -93,15 +101,15 @@ class Running(NamedTuple):
 
 
 def adaptive_projection(eps_hat: Tensor, text: Tensor, running: Tensor, p: APGParams) -> tuple[Tensor, Tensor]:
-    """The prediction with a tamed update, and the running update; all (b, c, h, w).
+    """Return the changed prediction and the running update, all (b, c, h, w).
 
-    Lines follow Algorithm 1 of arXiv 2410.02416, numbered A1 to A3 here. Its update is (s_g - 1) d; here it is whatever
-    the rule adds to the text's prediction.
+    The lines follow Algorithm 1 of arXiv 2410.02416 and are numbered A1 to A3 here. The paper's update is (s_g - 1) d.
+    Here it is the difference of the guided and the text's prediction, whatever the rule.
     """
     update = running = eps_hat - text + running * p.momentum  # A1
     norm = dot(update, update).sqrt().clamp(min=TINY)
     update = update * (p.threshold / norm).clamp(max=1)  # A2
-    parallel = text * (dot(update, text) / dot(text, text).clamp(min=TINY))
+    parallel = component(update, text)
     return text + (update - parallel + parallel * p.eta), running  # A3
 
 
@@ -110,15 +118,15 @@ def adaptive_projection(eps_hat: Tensor, text: Tensor, running: Tensor, p: APGPa
 class APG(Afterwards[Running, APGParams]):
     """Adaptive projected guidance (Sadat et al., ICLR 2025, arXiv 2410.02416).
 
-    The update is what the rule adds to the text's prediction. It is averaged over steps, its norm is bounded, and its
-    component along the text's prediction is scaled. The paper does so to predictions of x0; as in diffusers, here it
-    is done to what the network predicts.
+    The update is the difference of the guided and the text's prediction. It gets momentum over the evaluations, its
+    norm is bounded, and its component along the text's prediction is scaled. The paper changes predictions of x0; here,
+    as in diffusers, it is the network's own prediction that is changed.
 
     Attributes:
-        eta: scale of the parallel component, finite; 0 drops it, 1 keeps it.
-        threshold: r > 0, the largest norm of an image's update, None for no bound. The paper's r bounds the update
-            before it is scaled: under classifier-free guidance, give s_g - 1 times that r.
-        momentum: beta, finite with magnitude below 1; negative in the paper (-0.5), 0 for none.
+        eta: scale of the parallel component, finite; 0 removes it, 1 keeps it.
+        threshold: r > 0, the largest norm of an image's update; None for no bound. The paper's r bounds d, not
+            (s_g - 1) d: under classifier-free guidance, give s_g - 1 times that r.
+        momentum: beta in (-1, 1); the paper uses -0.5, and 0 means no momentum.
 
     Raises:
         ValueError: a value is out of its range.
@@ -147,7 +155,7 @@ class APG(Afterwards[Running, APGParams]):
 
 
 class ComposedParams(NamedTuple):
-    """Those of the parts, and where the interval begins and ends, in network evaluations."""
+    """The hyper-parameters of the parts; first evaluation of the interval and first one after it, 0-d int64."""
 
     rule: NamedTuple
     after: tuple[NamedTuple, ...]
@@ -156,7 +164,7 @@ class ComposedParams(NamedTuple):
 
 
 class ComposedState(NamedTuple):
-    """The states of the parts."""
+    """The states of the inner rule and of everything in `after`."""
 
     rule: NamedTuple
     after: tuple[NamedTuple, ...]
@@ -164,30 +172,29 @@ class ComposedState(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Composed(Guidance[Any, ComposedState, ComposedParams]):
-    """A rule, what is done to its prediction afterwards, and the part of the run in which all of that acts.
+class Composed(Wrapping[Any, ComposedState, ComposedParams]):
+    """A rule whose prediction is changed afterwards, or which acts in a part of the run only, or both.
 
-    The interval is that of Kynkäänniemi et al. (NeurIPS 2024, arXiv 2404.07724), in parts of the run in place of noise
-    levels. Outside it the text's prediction is followed alone and nothing is remembered: momentum waits. A warm-up
-    counts on.
+    The interval is that of Kynkäänniemi et al. (NeurIPS 2024, arXiv 2404.07724), given as fractions of the run in place
+    of noise levels. Outside it the guided prediction is the text's, and all states stay as they are, momentum too. The
+    warm-up of the inner rule still counts every evaluation of the run.
 
     Attributes:
         rule: any rule with the rows uncond and text.
-        after: applied to its prediction in this order.
-        begin, end: evaluation i of n acts where begin <= i / n < end; 0 <= begin < end <= 1. diffusers rounds its start
+        after: changes to its prediction, applied in this order.
+        begin, end: evaluation i of n acts if begin <= i / n < end; 0 <= begin < end <= 1. diffusers rounds its start
             and stop down to whole evaluations; these round up, as `SLDConfig.warmup_fraction` does.
 
     Raises:
-        ValueError: the parts do not go together, or the interval is empty.
+        ValueError: the inner rule lacks a row, a kind of change is given twice, or the interval is empty.
     """
 
-    rule: Guidance[Any, Any, Any]
     after: tuple[Afterwards[Any, Any], ...] = ()
     begin: float = 0.0
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not set(Contrast._fields) <= set(self.rule.conditions):
+        if not set(CFGPredictions._fields) <= set(self.rule.conditions):
             raise ValueError(
                 f"{type(self.rule).__name__} follows the text's prediction as it is: there is no guidance to change "
                 "afterwards or to confine to an interval. Take ClassifierFreeGuidance, or a rule above it"
@@ -200,19 +207,8 @@ class Composed(Guidance[Any, ComposedState, ComposedParams]):
         if self.begin >= self.end:
             raise ValueError(f"the interval [{self.begin}, {self.end}) is empty: nothing would ever act")
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return self.rule.conditions
-
-    @property
-    def texts(self) -> Mapping[str, str]:
-        return self.rule.texts
-
-    def named(self, predictions: Sequence[Tensor]) -> Any:
-        return self.rule.named(predictions)
-
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Outside the interval everything but the text; inside it what the rule says."""
+        """Return all conditions but the text outside the interval, and inside it those idle in the inner rule."""
         if self.begin <= i / steps < self.end:
             return self.rule.idle(i, steps)
         return frozenset(self.conditions) - {"text"}
@@ -251,21 +247,11 @@ class Composed(Guidance[Any, ComposedState, ComposedParams]):
         i: Tensor | int,
         x: Tensor,
         y: Tensor,
-        a: Tensor,
-        b: Tensor,
+        a: Level,
+        b: Level,
         params: ComposedParams,
     ) -> ComposedState:
-        of_rule = self.rule.moved(rows, state.rule, i, x, y, a, b, params.rule)
-        return _where(_acts(i, params), state._replace(rule=of_rule), state)
-
-    def s_g(self, params: ComposedParams) -> Tensor:
-        return self.rule.s_g(params.rule)
-
-    def opened(self, params: ComposedParams) -> ComposedParams:
-        return params._replace(rule=self.rule.opened(params.rule))
-
-    def masks(self, rows: Any, params: ComposedParams) -> tuple[Tensor, ...]:
-        return self.rule.masks(rows, params.rule)
+        return _where(_acts(i, params), super().moved(rows, state, i, x, y, a, b, params), state)
 
 
 def _acts(i: Tensor | int, params: ComposedParams) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every guidance rule is: a pure function of the network's rows, with a thin frozen class above it."""
+"""The interface of guidance rules, and what their settings are checked with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,22 +14,24 @@ from torch import Tensor
 # public API reaches no NamedTuple within a NamedTuple
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
+from sld.samplers.process import Level
+
 Rows = TypeVar("Rows", bound=NamedTuple)
 State = TypeVar("State", bound=NamedTuple)
 Params = TypeVar("Params", bound=NamedTuple)
 
 
-class NoState(NamedTuple):
+class Stateless(NamedTuple):
     """The state of a rule that remembers nothing."""
 
 
 class Start(NamedTuple):
-    """The beginning of a run under a rule.
+    """The beginning of a run that a rule shares with other rules.
 
     Attributes:
-        until: evaluations whose guided prediction has the bits that every rule with an equal key gives it, whatever
-            rows there are beside uncond and text.
-        key: what these rules have in common.
+        until: number of evaluations in it. In these, all rules with an equal key turn the same uncond and text into
+            the same guided prediction, bit for bit.
+        key: what these rules have in common, such as the guidance scale.
     """
 
     until: int
@@ -37,66 +39,72 @@ class Start(NamedTuple):
 
 
 class Guidance(ABC, Generic[Rows, State, Params]):
-    """How the predictions under several conditions become the one that the sampler follows.
+    """A guidance rule: it turns the predictions under several conditions into the one that the sampler follows.
 
-    A rule knows no network and no schedule. Everything that changes during a run is handed in and handed back, and no
-    rule lets one image of a batch see another.
+    A rule knows no network and no schedule. It is frozen: everything that changes during a run is handed in and handed
+    back. The images of a batch do not influence one another.
 
     Attributes:
-        rows: the predictions that the rule needs, one field per condition, in the order uncond, text, safety.
+        rows_type: the NamedTuple of the rule's rows. A row is the prediction under one condition; the order is uncond,
+            text, then safety or concepts.
     """
 
-    rows: ClassVar[type[NamedTuple]]
+    rows_type: ClassVar[type[NamedTuple]]
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions. Whoever calls the network encodes them in this order; `split` takes the result."""
-        return self.rows._fields
+        """Names of the conditions, in the order in which `split` expects their predictions."""
+        return self.rows_type._fields
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """Condition -> its text, for those that the rule words itself. Prompt, negative prompt and safety concept of
-        an image (`text`, `uncond`, `safety`) are the caller's."""
+        """Texts of those conditions that have theirs from the rule, by condition.
+
+        The other texts belong to an image: its prompt (`text`), negative prompt (`uncond`) and safety concept
+        (`safety`).
+        """
         return {}
 
     def split(self, predictions: Tensor) -> Rows:
-        """The rows of predictions (r * b, c, h, w), condition by condition."""
+        """Return the rows of predictions (r * b, c, h, w), which come condition by condition."""
         return self.named(predictions.chunk(len(self.conditions)))
 
     def named(self, predictions: Sequence[Tensor]) -> Rows:
-        """The rows, from one prediction (b, c, h, w) for each condition."""
-        return cast(Rows, self.rows._make(predictions))
+        """Return the rows from one prediction (b, c, h, w) for each condition."""
+        return cast(Rows, self.rows_type._make(predictions))
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Conditions whose prediction at evaluation i of `steps` changes nothing in this run's latents, whatever it is.
+        """Return the conditions whose predictions at evaluation i of `steps` have no influence on the run's latents.
 
-        They need not be computed: any other row may stand in their place. Never all of them.
+        The caller need not compute them and may hand in any other row instead. At least one condition is never idle.
         """
         return frozenset()
 
     def start(self, steps: int) -> Start:
-        """How long a run of `steps` evaluations is like that of other rules; by default unlike all from the first on.
+        """Return the beginning of a run of `steps` evaluations that other rules share; by default there is none.
 
-        Lets images that begin alike share what the network computes for them.
+        Images whose runs begin alike can share what the network computes for them.
         """
         return Start(0, None)
 
     def of_image(self, k: int) -> Self:
-        """The rule of image k alone, where each has its own settings."""
+        """Return the rule of image k alone; the rule itself where all images have the same settings."""
         return self
 
     @abstractmethod
     def params(
         self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> Params:
-        """The hyper-parameters as tensors, made once per run: 0-d, or (b, 1, 1, 1) where each image has its own.
+        """Return the hyper-parameters as tensors: 0-d, or (b, 1, 1, 1) where each image has its own.
+
+        The caller asks for them once per run.
 
         Args:
             steps: network evaluations of the run, which may exceed the sampler's steps: PNDM visits its second
                 timestep twice, so its 50 steps are 51 evaluations.
             batch: number of images b.
-            device: where the latents live.
-            dtype: of real parameters; counts are int64.
+            device: that of the latents.
+            dtype: that of real parameters; counts are int64.
 
         Raises:
             ValueError: the rule has settings per image, and not as many as there are images.
@@ -104,59 +112,45 @@ class Guidance(ABC, Generic[Rows, State, Params]):
 
     @abstractmethod
     def init(self, x: Tensor) -> State:
-        """The state before the first evaluation, for latents x (b, c, h, w) and in their dtype and place."""
+        """Return the state before the first evaluation of latents x (b, c, h, w), with their dtype and device."""
 
     @abstractmethod
     def __call__(self, rows: Rows, state: State, i: Tensor | int, params: Params) -> tuple[Tensor, State]:
-        """The guided prediction (b, c, h, w) and the next state.
+        """Return the guided prediction (b, c, h, w) and the next state.
 
         Args:
             rows: predictions (b, c, h, w), all of the same latents at the same timestep.
-            state: what `init` or the previous call returned.
-            i: index of this network evaluation, from 0; as a 0-d int64 tensor it costs a compiled rule no new graph.
+            state: what `init` or `moved` returned last.
+            i: index of this network evaluation, from 0. Give a 0-d int64 tensor to a compiled rule: it compiles one
+                graph for all tensors, but one for every int.
             params: what `params` returned.
         """
 
     def moved(
-        self, rows: Rows, state: State, i: Tensor | int, x: Tensor, y: Tensor, a: Tensor, b: Tensor, params: Params
+        self, rows: Rows, state: State, i: Tensor | int, x: Tensor, y: Tensor, a: Level, b: Level, params: Params
     ) -> State:
-        """The state after the sampler has moved; the same for every rule that learns nothing from where it moved to.
+        """Return the state after the sampler's step; by default `state` itself.
+
+        A rule overrides this to learn from where the sampler went.
 
         Args:
-            rows: the predictions of this evaluation, as predictions of the noise.
+            rows: the predictions of this evaluation, converted to predictions of the noise.
             state: what the call of this evaluation returned.
             i: index of this network evaluation.
             x, y: latents (b, c, h, w) before and after the sampler's step.
-            a, b: their alpha_bar, 0-d; equal where the sampler does not move on.
+            a, b: the levels of x and y, signal and noise 0-d each; equal where the sampler does not move on.
             params: what `params` returned.
         """
         return state
 
-    # For `sld.guidance.trace`, which takes all else that it says of a rule from the rule's predictions.
-
-    def s_g(self, params: Params) -> Tensor:
-        """The scale of the text's direction; overridden by a rule whose parameters do not call it `guidance_scale`."""
-        return cast(Any, params).guidance_scale
-
-    def opened(self, params: Params) -> Params:
-        """The parameters of the same run without any warm-up; overridden by a rule that has one."""
-        return params
-
-    def masks(self, rows: Rows, params: Params) -> tuple[Tensor, ...]:
-        """mu of every condition but uncond and text, each (b, c, h, w) in [0, 1]: which elements it acts on.
-
-        Overridden by a rule that has masks; empty for one that has none.
-        """
-        return ()
-
 
 def flat(state: NamedTuple) -> dict[str, Tensor]:
-    """The tensors of a state by name, in their order: "nu", or "rule.nu" and "after[0].update" where states nest."""
+    """Tensors of a state by name, in their order: "nu", or "rule.nu" and "after[0].update" where states nest."""
     return {keystr(path).removeprefix("."): tensor for path, tensor in tree_flatten_with_path(state)[0]}
 
 
 def per_image(params: Sequence[Params], batch: int) -> Params:
-    """The 0-d parameters of b images as one value with fields (b, 1, 1, 1).
+    """Return the 0-d parameters of b images as one value with fields (b, 1, 1, 1).
 
     Raises:
         ValueError: there are not `batch` of them.
@@ -169,7 +163,13 @@ def per_image(params: Sequence[Params], batch: int) -> Params:
 
 
 def require(name: str, value: float, accepts: Callable[[float], bool], expected: str) -> None:
-    """Refuse a setting that is no real number (a bool is none here), is NaN, or is outside its range.
+    """Refuse a setting that is not a real number in its range; a bool counts as no number.
+
+    Args:
+        name: the class and the field, as the message shows them.
+        value: the setting.
+        accepts: whether a number is in the range; must be False for NaN.
+        expected: the range in words, after "must be".
 
     Raises:
         ValueError: says what was expected and what came.
@@ -181,7 +181,7 @@ def require(name: str, value: float, accepts: Callable[[float], bool], expected:
 def require_scale(name: str, value: float) -> None:
     """Refuse a guidance scale that is negative or not finite.
 
-    The papers ask for more than 1. Smaller scales stay usable, for ablations: 1 follows the text's prediction, 0 the
+    The papers ask for more than 1. Smaller scales are allowed for ablations: 1 gives the text's prediction, 0 the
     unconditional one.
 
     Raises:

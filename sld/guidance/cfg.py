@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Guidance, NoState, Start, per_image, require_scale
+from sld.guidance.base import Guidance, Start, Stateless, per_image, require_scale
+from sld.guidance.traceable import Traceable
 
 
 class TextPrediction(NamedTuple):
-    """The one row (b, c, h, w) of an unguided network."""
+    """The one prediction (b, c, h, w) that an unguided run needs."""
 
     text: Tensor
 
@@ -23,26 +24,26 @@ class NoParams(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Unguided(Guidance[TextPrediction, NoState, NoParams]):
-    """The prediction for the text as it is, at one row per image."""
+class Unguided(Guidance[TextPrediction, Stateless, NoParams]):
+    """The prediction for the text as it is. It costs one row of the network per image."""
 
-    rows: ClassVar[type[NamedTuple]] = TextPrediction
+    rows_type: ClassVar[type[NamedTuple]] = TextPrediction
 
     def params(
         self, steps: int, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> NoParams:
         return NoParams()
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
     def __call__(
-        self, rows: TextPrediction, state: NoState, i: Tensor | int, params: NoParams
-    ) -> tuple[Tensor, NoState]:
+        self, rows: TextPrediction, state: Stateless, i: Tensor | int, params: NoParams
+    ) -> tuple[Tensor, Stateless]:
         return rows.text, state
 
 
-class Contrast(NamedTuple):
+class CFGPredictions(NamedTuple):
     """Predictions (b, c, h, w) without and with the text."""
 
     uncond: Tensor
@@ -50,17 +51,35 @@ class Contrast(NamedTuple):
 
 
 class CFGParams(NamedTuple):
-    """The scale, 0-d or (b, 1, 1, 1)."""
+    """The hyper-parameter of classifier-free guidance as a tensor, 0-d or (b, 1, 1, 1)."""
 
-    scale: Tensor
+    guidance_scale: Tensor
+
+
+def guided(uncond: Tensor, direction: Tensor, scale: Tensor) -> Tensor:
+    """Return the prediction that lies `scale` times a direction away from the unconditional one.
+
+    Args:
+        uncond, direction: (b, c, h, w).
+        scale: s_g, 0-d or (b, 1, 1, 1).
+
+    Returns:
+        (b, c, h, w).
+    """
+    return uncond + direction * scale  # Eq. 3
+
+
+def classifier_free(uncond: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Return the prediction of classifier-free guidance, whose direction is that of the text. Shapes as in `guided`."""
+    return guided(uncond, text - uncond, scale)
 
 
 @final
 @dataclass(frozen=True)
-class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
+class ClassifierFreeGuidance(Traceable[CFGPredictions, Stateless, CFGParams]):
     """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598, as Eq. 3 of arXiv 2211.05105).
 
-    A negative prompt is no further condition: it is encoded in place of the empty text and arrives as `uncond`.
+    A negative prompt adds no condition: it is encoded in place of the empty text and arrives as `uncond`.
 
     Attributes:
         scale: s_g, for all images or one for each; finite and >= 0. Unlike diffusers, which switches guidance off at
@@ -72,21 +91,21 @@ class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
 
     scale: float | tuple[float, ...] = 7.5
 
-    rows: ClassVar[type[NamedTuple]] = Contrast
+    rows_type: ClassVar[type[NamedTuple]] = CFGPredictions
 
     def __post_init__(self) -> None:
         for scale in self.scale if isinstance(self.scale, tuple) else (self.scale,):
             require_scale("ClassifierFreeGuidance: scale", scale)
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """At scale 1 the unconditional prediction cancels (up to rounding), at scale 0 the text's does."""
+        """Return uncond at scale 1, where it cancels up to rounding, text at scale 0, and nothing at other scales."""
         scales = set(self.scale) if isinstance(self.scale, tuple) else {self.scale}
         if scales == {1}:
             return frozenset({"uncond"})
         return frozenset({"text"} if scales == {0} else ())
 
     def start(self, steps: int) -> Start:
-        """All of it, for rules that apply no other scale."""
+        """Return the whole run, shared with all rules that apply classifier-free guidance at the same scale."""
         return Start(steps, ("classifier-free", self.scale))
 
     def of_image(self, k: int) -> Self:
@@ -99,11 +118,10 @@ class ClassifierFreeGuidance(Guidance[Contrast, NoState, CFGParams]):
             return per_image([CFGParams(torch.tensor(s, dtype=dtype, device=device)) for s in self.scale], batch)
         return CFGParams(torch.tensor(self.scale, dtype=dtype, device=device))
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
-    def __call__(self, rows: Contrast, state: NoState, i: Tensor | int, params: CFGParams) -> tuple[Tensor, NoState]:
-        return rows.uncond + (rows.text - rows.uncond) * params.scale, state  # Eq. 3
-
-    def s_g(self, params: CFGParams) -> Tensor:
-        return params.scale
+    def __call__(
+        self, rows: CFGPredictions, state: Stateless, i: Tensor | int, params: CFGParams
+    ) -> tuple[Tensor, Stateless]:
+        return classifier_free(rows.uncond, rows.text, params.guidance_scale), state

@@ -1,8 +1,8 @@
 """Safe Latent Diffusion with several concepts, each with its own text, weight, strength and warm-up.
 
-The element's equations are those of `sld.guidance.sld`, to which every combination of one concept is bit-equal. How the
-concepts meet is ours, except for "select": CASG, conflict-aware adaptive safety guidance (Xiang et al., CVPR 2026,
-arXiv 2602.20880), numbered C1 and C2 here.
+Equations 3 and 5 to 8 are those of `sld.guidance.sld`; with one concept, every combination is bit-equal to it. How
+several concepts combine is our choice, except for "select". That is CASG, conflict-aware adaptive safety guidance
+(Xiang et al., CVPR 2026, arXiv 2602.20880), whose equations are numbered C1 and C2 here.
 """
 
 from __future__ import annotations
@@ -16,12 +16,22 @@ from typing import ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Guidance, Params, Start, State, require
-from sld.guidance.sld import MEDIUM, Momentum, Predictions, SLDConfig, SLDParams, no_warmup, safety_mask
+from sld.guidance.base import Params, Start, State, require
+from sld.guidance.cfg import guided
+from sld.guidance.sld import (
+    MEDIUM,
+    Momentum,
+    Predictions,
+    SLDConfig,
+    SLDParams,
+    next_momentum,
+    no_warmup,
+    safety_mask,
+    with_momentum,
+)
+from sld.guidance.traceable import Traceable
+from sld.guidance.vectors import TINY, dot, perpendicular
 from sld.spelling import named
-
-TINY = 1e-30
-"""Keeps a direction of length zero from making NaN; far below the square of any prediction's norm."""
 
 
 class ConceptPredictions(NamedTuple):
@@ -32,15 +42,15 @@ class ConceptPredictions(NamedTuple):
     concepts: tuple[Tensor, ...]
 
 
-class ConceptGuidance(Guidance[ConceptPredictions, State, Params]):
-    """What the rules with concepts of their own share: the conditions are uncond, text, concept 0, concept 1, ..."""
+class ConceptGuidance(Traceable[ConceptPredictions, State, Params]):
+    """A rule with concepts of its own. Its conditions are uncond, text, concept 0, concept 1, ..."""
 
-    rows: ClassVar[type[NamedTuple]] = ConceptPredictions
+    rows_type: ClassVar[type[NamedTuple]] = ConceptPredictions
 
     @property
     @abstractmethod
     def concept_texts(self) -> tuple[str, ...]:
-        """The text of every concept, in the order of the rows."""
+        """Texts of the concepts, in the order of the rows."""
 
     @property
     def texts(self) -> Mapping[str, str]:
@@ -55,23 +65,13 @@ class ConceptGuidance(Guidance[ConceptPredictions, State, Params]):
         return ConceptPredictions(uncond, text, tuple(concepts))
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of every image, (b, 1, 1, 1)."""
-    return (a * b).sum(dim=(1, 2, 3), keepdim=True)
-
-
-def perpendicular(a: Tensor, b: Tensor) -> Tensor:
-    """a (b, c, h, w) without its component along b, image by image; a itself where b is zero."""
-    return a - b * (dot(a, b) / dot(b, b).clamp(min=TINY))
-
-
 class Terms(NamedTuple):
-    """What a combination is given: all tensors (b, c, h, w), one per concept.
+    """Masks and directions that a combination works with, all (b, c, h, w).
 
     Attributes:
         mu: w_k mu_k, the weighted mask of every concept.
-        g: g_k = e_k - e0.
-        d: e_P - e0.
+        g: g_k = e_k - e0, the direction of every concept.
+        d: e_P - e0, the direction of the text.
     """
 
     mu: tuple[Tensor, ...]
@@ -80,16 +80,17 @@ class Terms(NamedTuple):
 
 
 Combination = Callable[[Terms, Sequence[Tensor]], Tensor]
-"""(terms, whether each concept takes part) -> the raw safety term (b, c, h, w), without momentum."""
+"""Function (terms, on) -> the safety term (b, c, h, w) without momentum. on[k], a bool tensor, is true where concept k
+acts; it broadcasts over (b, c, h, w)."""
 
 
 def total(terms: Terms, on: Sequence[Tensor]) -> Tensor:
-    """The sum of all w_k mu_k g_k."""
+    """Sum of all w_k mu_k g_k."""
     return reduce(torch.add, _present(terms.mu, terms.g, on))
 
 
 def strongest(terms: Terms, on: Sequence[Tensor]) -> Tensor:
-    """Element by element the w_k mu_k g_k that is largest in magnitude; of equal ones the first, NaN before all."""
+    """Return for every element the w_k mu_k g_k of largest magnitude; the first of equal ones, NaN if one is NaN."""
 
     def stronger(a: Tensor, b: Tensor) -> Tensor:
         return torch.where((b.abs() > a.abs()) | b.isnan(), b, a)
@@ -98,10 +99,10 @@ def strongest(terms: Terms, on: Sequence[Tensor]) -> Tensor:
 
 
 def selected(terms: Terms, on: Sequence[Tensor]) -> Tensor:
-    """Image by image the term of the concept that lies closest to where the text points; of equal ones the first.
+    """Return for every image the term of the one concept whose direction is most aligned with that of the text.
 
-    The authors' code flattens a whole batch into one vector and so picks one concept for all its images. Here every
-    image has its own.
+    Of equally aligned concepts it is the first. The authors' code picks one concept for the whole batch, and fails for
+    a batch of more than one image. Here one is picked for every image.
     """
 
     def score(g: Tensor, present: Tensor) -> Tensor:
@@ -117,15 +118,15 @@ def selected(terms: Terms, on: Sequence[Tensor]) -> Tensor:
 
 
 def orthogonalised(terms: Terms, on: Sequence[Tensor]) -> Tensor:
-    """The sum of all w_k mu_k g_k', g_k' being g_k without its components along g_1', ..., g_(k-1)'.
+    """Sum of all w_k mu_k g_k', where g_k' is g_k without its components along g_1', ..., g_(k-1)'.
 
-    The order is that of the concepts: the first keeps its direction, and what two share is taken off once, with the
-    strength of the earlier. The earlier one's component is left out whether it takes part or not. The masks stay those
-    of the whole e_k.
+    The order is that of the concepts. The first keeps its whole direction. A component that two concepts share acts
+    once, with the strength of the earlier concept; the later one lacks it even where the earlier does not act. The
+    masks are computed from the whole e_k.
     """
     free: list[Tensor] = []
     for g in terms.g:
-        free.append(reduce(perpendicular, free, g))  # Gram-Schmidt in its stable form: off what is left, one by one
+        free.append(reduce(perpendicular, free, g))  # modified Gram-Schmidt, the numerically stable form
     return reduce(torch.add, _present(terms.mu, free, on))
 
 
@@ -139,13 +140,15 @@ COMBINATIONS: dict[str, Combination] = {
     "select": selected,
     "orthogonalised": orthogonalised,
 }
-"""How concepts can meet, by name."""
+"""Ways to combine concepts, by name."""
 
 
 class SeveralParams(NamedTuple):
-    """Hyper-parameters as tensors, each 0-d or (b, 1, 1, 1): w_k and SLD's, one entry per concept.
+    """The hyper-parameters of SLD with several concepts as tensors, each 0-d or (b, 1, 1, 1).
 
-    Guidance scale and momentum are the same in every entry.
+    Attributes:
+        weights: w_k of every concept.
+        concepts: SLD's hyper-parameters of every concept; guidance scale and momentum are the same in all.
     """
 
     weights: tuple[Tensor, ...]
@@ -153,7 +156,7 @@ class SeveralParams(NamedTuple):
 
 
 def concept_masks(eps: ConceptPredictions, p: SeveralParams) -> tuple[Tensor, ...]:
-    """mu_k (b, c, h, w) in [0, 1] of every concept, each by its own strength and threshold."""
+    """Return mu_k (b, c, h, w) in [0, 1] of every concept, from its own safety scale and threshold."""
     return tuple(
         safety_mask(Predictions(eps.uncond, eps.text, e), sld) for e, sld in zip(eps.concepts, p.concepts, strict=True)
     )
@@ -162,17 +165,17 @@ def concept_masks(eps: ConceptPredictions, p: SeveralParams) -> tuple[Tensor, ..
 def safe_latent_concepts(
     eps: ConceptPredictions, momentum: Tensor, i: Tensor | int, p: SeveralParams, combine: Combination
 ) -> tuple[Tensor, Tensor]:
-    """One step of SLD with several concepts.
+    """Return the guided prediction of one step of SLD with several concepts, and the next momentum.
 
-    All concepts feed the one momentum from the first evaluation on. Until every concept is past its warm-up, those that
-    are act alone and without momentum, because through it the others would act early.
+    There is one momentum, which gathers all concepts from the first evaluation on. As long as any concept is in its
+    warm-up, the others act without momentum, because the momentum contains the concept that should not act yet.
 
     Args:
         eps: predictions (b, c, h, w).
         momentum: nu (b, c, h, w); zeros at i = 0.
         i: index of this network evaluation, from 0.
         p: hyper-parameters.
-        combine: how the concepts meet, one of COMBINATIONS.
+        combine: one of COMBINATIONS.
 
     Returns:
         The guided prediction and the next momentum, both (b, c, h, w).
@@ -184,20 +187,20 @@ def safe_latent_concepts(
         d=eps.text - eps.uncond,
     )
     warm = [sld.warmup_steps <= i for sld in p.concepts]
-    gamma = combine(terms, [torch.ones_like(on) for on in warm]) + momentum * shared.momentum_scale  # Eq. 7
-    nu = momentum * shared.momentum_beta + gamma * shared.momentum_rest  # Eq. 8
+    gamma = with_momentum(combine(terms, [torch.ones_like(on) for on in warm]), momentum, shared.momentum_scale)
+    nu = next_momentum(momentum, gamma, shared.momentum_beta, shared.momentum_rest)
     acting = torch.where(reduce(torch.logical_and, warm), gamma, combine(terms, warm))
-    return eps.uncond + (terms.d - acting) * shared.guidance_scale, nu  # Eq. 3
+    return guided(eps.uncond, terms.d - acting, shared.guidance_scale), nu
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A concept to be kept away from; the defaults are Medium's.
+    """A concept that pictures should not show; the defaults are Medium's.
 
     Attributes:
         text: the concept in words.
-        weight: w_k, finite and >= 0; 0 leaves the concept out, 1 is SLD's strength.
+        weight: w_k, finite and >= 0; at 0 the concept does not act, at 1 it acts as in SLD.
         safety_scale, threshold, warmup_steps, warmup_fraction: as in `SLDConfig`.
 
     Raises:
@@ -216,7 +219,7 @@ class Concept:
         self.config(0.0, 0.0, 1.0)
 
     def config(self, momentum_scale: float, momentum_beta: float, guidance_scale: float) -> SLDConfig:
-        """SLD's configuration for this concept alone."""
+        """Return SLD's configuration for this concept alone."""
         return SLDConfig(
             safety_scale=self.safety_scale,
             threshold=self.threshold,
@@ -240,16 +243,17 @@ def require_weight(name: str, weight: float) -> None:
 @final
 @dataclass(frozen=True)
 class SafeLatentConcepts(ConceptGuidance[Momentum, SeveralParams]):
-    """SLD with several concepts; see `safe_latent_concepts` for how warm-up and momentum work with several.
+    """SLD with several concepts; `safe_latent_concepts` says how warm-up and momentum work then.
 
     Attributes:
-        concepts: at least one; their order matters to "orthogonalised" alone.
+        concepts: at least one. Their order matters for "orthogonalised" only.
         combination: "sum", "maximum" (the strongest term of every element), "select" (CASG: one concept per image and
             step) or "orthogonalised".
-        momentum_scale, momentum_beta, guidance_scale: as in `SLDConfig`; shared. The defaults are Medium's.
+        momentum_scale, momentum_beta, guidance_scale: as in `SLDConfig`, the same for all concepts. The defaults are
+            Medium's.
 
     Raises:
-        ValueError: there is no concept, the combination is unknown, or a value is out of its range.
+        ValueError: concepts is empty, the combination is unknown, or a value is out of its range.
     """
 
     concepts: tuple[Concept, ...]
@@ -260,13 +264,13 @@ class SafeLatentConcepts(ConceptGuidance[Momentum, SeveralParams]):
 
     def __post_init__(self) -> None:
         if not self.concepts:
-            raise ValueError("SafeLatentConcepts needs a concept at least; without any, take ClassifierFreeGuidance")
+            raise ValueError("SafeLatentConcepts needs at least one concept, got none; use ClassifierFreeGuidance")
         named("combination", self.combination, COMBINATIONS)
         self._configs()
 
     @classmethod
     def alike(cls, texts: Sequence[str], config: SLDConfig, combination: str = "sum") -> Self:
-        """The rule whose concepts all have SLD's `config`, with weight 1."""
+        """Return a rule whose concepts all have SLD's `config` and weight 1."""
         concepts = tuple(
             Concept(
                 text=text,
@@ -284,16 +288,16 @@ class SafeLatentConcepts(ConceptGuidance[Momentum, SeveralParams]):
         return tuple(concept.text for concept in self.concepts)
 
     def start(self, steps: int) -> Start:
-        """Plain classifier-free guidance until the first concept's warm-up ends."""
+        """Return the evaluations before the first concept acts, which are plain classifier-free guidance."""
         until = min(config.warmup(steps) for config in self._configs())
         return Start(until, ("classifier-free", self.guidance_scale))
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Concepts in their warm-up, where there is no momentum for them to feed."""
+        """Return the concepts in their warm-up if there is no momentum; with momentum, every concept is needed."""
         if self.momentum_scale != 0:
             return frozenset()
         cold = [i < config.warmup(steps) for config in self._configs()]
-        if self.combination == "orthogonalised":  # a later concept that acts needs the directions of the earlier
+        if self.combination == "orthogonalised":  # a concept that acts needs the directions of all earlier ones
             cold = [all(cold[k:]) for k in range(len(cold))]
         return frozenset(name for name, is_cold in zip(self.texts, cold, strict=True) if is_cold)
 
@@ -321,7 +325,7 @@ class SafeLatentConcepts(ConceptGuidance[Momentum, SeveralParams]):
         return params._replace(concepts=tuple(no_warmup(p) for p in params.concepts))
 
     def masks(self, rows: ConceptPredictions, params: SeveralParams) -> tuple[Tensor, ...]:
-        """mu_k without its weight; 0 where that is 0."""
+        """Return mu_k without its weight; 0 for a concept of weight 0."""
         masks = concept_masks(rows, params)
         return tuple(torch.where(w > 0, mu, 0) for mu, w in zip(masks, params.weights, strict=True))
 

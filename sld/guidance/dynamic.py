@@ -1,8 +1,9 @@
 """Dynamic negative guidance (Koulischer et al., ICLR 2025, arXiv 2410.14398).
 
-A negative prompt whose strength follows a running estimate of how probable it is that the latents show it. Its lines
-follow the authors' code (FelixKoulischer/Dynamic-Negative-Guidance, commit 99db32d) and are numbered D1 to D4 here.
-That code follows no text; the text's term here is that of classifier-free guidance.
+A running estimate says how probable it is that the latents show the negative prompt, and sets the strength of the
+guidance away from it. The equations follow the authors' code (FelixKoulischer/Dynamic-Negative-Guidance, commit
+99db32d) and are numbered D1 to D4 here. That code has no text prompt; the term of the text here is that of
+classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from sld.guidance.base import require, require_scale
-from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, dot
+from sld.guidance.concepts import ConceptGuidance, ConceptPredictions
+from sld.guidance.vectors import dot
+from sld.samplers.process import Level
 
 
 class DynamicParams(NamedTuple):
@@ -33,13 +36,19 @@ class DynamicParams(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """The state: log(p / prior) of every image, (b, 1, 1, 1), p being the posterior of the negative prompt."""
+    """The state: log(p / prior) of every image, (b, 1, 1, 1), where p is the posterior of the negative prompt."""
 
     log_ratio: Tensor
 
 
 def dynamic_negative_guidance(eps: ConceptPredictions, log_ratio: Tensor, p: DynamicParams) -> Tensor:
-    """The guided prediction (b, c, h, w), from predictions (b, c, h, w) with one concept and log(p / prior)."""
+    """Return the guided prediction (b, c, h, w).
+
+    Args:
+        eps: predictions (b, c, h, w), with one concept: the negative prompt.
+        log_ratio: log(p / prior), (b, 1, 1, 1).
+        p: hyper-parameters.
+    """
     (negative,) = eps.concepts
     posterior = log_ratio.exp() * p.prior
     strength = p.negative_scale * posterior / (1 - posterior)  # D1
@@ -47,24 +56,42 @@ def dynamic_negative_guidance(eps: ConceptPredictions, log_ratio: Tensor, p: Dyn
     return eps.uncond + (towards - (negative - eps.uncond) * strength)  # D2
 
 
-def posterior_mean(x: Tensor, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Where DDPM's Gaussian step from alpha_bar a to b is centred (Ho et al., arXiv 2006.11239, Eq. 11)."""
-    alpha = a / b
-    return (x - eps * ((1 - alpha) / (1 - a).sqrt())) / alpha.sqrt()
+def step_alpha(a: Level, b: Level) -> Tensor:
+    """Return DDPM's alpha of the step from level a to level b, 0-d: the ratio of their alpha_bar."""
+    return (a.signal / b.signal) ** 2
+
+
+def posterior_mean(x: Tensor, eps: Tensor, a: Level, b: Level) -> Tensor:
+    """Return the mean (b, c, h, w) of DDPM's Gaussian step from level a to level b (arXiv 2006.11239, Eq. 11).
+
+    Args:
+        x: latents (b, c, h, w) at level a.
+        eps: the noise in x, (b, c, h, w).
+        a, b: signal and noise, 0-d each.
+    """
+    return (x - eps * ((1 - step_alpha(a, b)) / a.noise)) / (a.signal / b.signal)
 
 
 def evidence(
-    eps: ConceptPredictions, log_ratio: Tensor, x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: DynamicParams
+    eps: ConceptPredictions, log_ratio: Tensor, x: Tensor, y: Tensor, a: Level, b: Level, p: DynamicParams
 ) -> Tensor:
-    """log(p / prior) once it is known that x became y.
+    """Return log(p / prior) after the sampler's step from x to y, (b, 1, 1, 1).
 
-    The two Gaussians differ in their centres alone, so the ratio of their densities at y needs only the difference of
-    two squared distances, which is taken as a product to keep its digits. Where a = b nothing is learnt.
+    The two Gaussians, without and with the negative prompt, have the same variance. The ratio of their densities at y
+    therefore needs only the difference of two squared distances. It is computed as a product, which keeps more digits.
+    Where the levels a and b are equal, the estimate stays as it is.
+
+    Args:
+        eps: predictions of the noise, (b, c, h, w), with one concept.
+        log_ratio: the estimate before the step, (b, 1, 1, 1).
+        x, y: latents (b, c, h, w) before and after the step.
+        a, b: their levels, signal and noise 0-d each.
+        p: hyper-parameters.
     """
     (negative,) = eps.concepts
     mean, mean_negative = posterior_mean(x, eps.uncond, a, b), posterior_mean(x, negative, a, b)
     further = dot(mean - mean_negative, y + y - mean - mean_negative)  # D3: |y - mu_c|^2 - |y - mu|^2
-    variance = (1 - b) / (1 - a) * (1 - a / b)
+    variance = (b.noise / a.noise) ** 2 * (1 - step_alpha(a, b))
     step = (p.offset - further * p.temperature) / (variance + variance)
     step = torch.where(variance > 0, step, 0)
     return (log_ratio + step).clamp(p.least, p.most)  # D4
@@ -75,17 +102,17 @@ def evidence(
 class DynamicNegativeGuidance(ConceptGuidance[Evidence, DynamicParams]):
     """Negative guidance that acts where the negative prompt has become probable.
 
-    The estimate is derived for samplers that draw from DDPM's Gaussian step, such as DDIM with eta = 1; under another
-    sampler it is the same ratio, taken where that sampler went. The scales that suit depend on the number of elements
-    of a latent: with more of them the estimate moves faster, and a temperature below 1 slows it.
+    The estimate is derived for samplers that draw from DDPM's Gaussian step, such as DDIM with eta = 1. Other samplers
+    are treated as if they had drawn their result from it. With more elements in a latent the estimate moves faster; a
+    temperature below 1 slows it.
 
     Attributes:
         negative: the negative prompt.
         negative_scale: lambda, finite and >= 0, times p / (1 - p).
         guidance_scale: s_g of the text, finite and >= 0.
         prior: p before the first evaluation, in [p_min, p_max].
-        temperature: tau, finite and >= 0, on what a step tells.
-        offset: added to what a step tells, finite; above 0 it keeps the estimate from fading.
+        temperature: tau, finite and >= 0; scales the difference of squared distances of every step.
+        offset: finite; added in every step. Above 0 it works against a falling estimate.
         p_min, p_max: bounds of the estimate, 0 < p_min <= p_max < 1.
 
     Raises:
@@ -117,7 +144,7 @@ class DynamicNegativeGuidance(ConceptGuidance[Evidence, DynamicParams]):
         return (self.negative,)
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """The negative, where its scale is 0."""
+        """Return the negative prompt if its scale is 0."""
         return frozenset(self.texts) if self.negative_scale == 0 else frozenset()
 
     def params(
@@ -151,8 +178,8 @@ class DynamicNegativeGuidance(ConceptGuidance[Evidence, DynamicParams]):
         i: Tensor | int,
         x: Tensor,
         y: Tensor,
-        a: Tensor,
-        b: Tensor,
+        a: Level,
+        b: Level,
         params: DynamicParams,
     ) -> Evidence:
         return Evidence(evidence(rows, state.log_ratio, x, y, a, b, params))

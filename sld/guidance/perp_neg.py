@@ -1,4 +1,4 @@
-"""Perp-Neg (Armandpour et al., arXiv 2304.04968): negative prompts that leave the text's own direction alone."""
+"""Perp-Neg (Armandpour et al., arXiv 2304.04968): negative prompts, perpendicular to the direction of the text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import NoState, require_scale
-from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, perpendicular, require_weight
+from sld.guidance.base import Stateless, require_scale
+from sld.guidance.cfg import guided
+from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, require_weight
+from sld.guidance.vectors import perpendicular
 
 
 class PerpNegParams(NamedTuple):
-    """s_g and every w_k as tensors, each 0-d or (b, 1, 1, 1)."""
+    """The hyper-parameters of Perp-Neg, s_g and every w_k, as tensors, each 0-d or (b, 1, 1, 1)."""
 
     guidance_scale: Tensor
     weights: tuple[Tensor, ...]
 
 
 def perp_neg(eps: ConceptPredictions, p: PerpNegParams) -> Tensor:
-    """The guided prediction (b, c, h, w), from predictions (b, c, h, w); the concepts are the negatives."""
+    """Return the guided prediction (b, c, h, w) from predictions (b, c, h, w), whose concepts are the negatives."""
     d = eps.text - eps.uncond
     direction = d
     for negative, weight in zip(eps.concepts, p.weights, strict=True):
-        away = perpendicular(negative - eps.uncond, d)  # what of the negative's direction is not the text's own
+        away = perpendicular(negative - eps.uncond, d)
         direction = direction - away * weight
-    return eps.uncond + direction * p.guidance_scale
+    return guided(eps.uncond, direction, p.guidance_scale)
 
 
 @final
@@ -47,14 +49,14 @@ class Negative:
 
 @final
 @dataclass(frozen=True)
-class PerpNeg(ConceptGuidance[NoState, PerpNegParams]):
+class PerpNeg(ConceptGuidance[Stateless, PerpNegParams]):
     """Perp-Neg; without a negative it is classifier-free guidance.
 
-    The pipeline's negative prompt is another thing: it takes the place of the empty text, from which all directions
-    are measured.
+    Every negative pushes away from its own direction without the component along the text's. Do not confuse the
+    negatives with the pipeline's negative prompt, which replaces the empty text, the origin of all directions.
 
     Attributes:
-        negatives: what to keep away from.
+        negatives: the negative prompts, any number.
         guidance_scale: s_g, finite and >= 0, for the text and the negatives.
 
     Raises:
@@ -72,7 +74,7 @@ class PerpNeg(ConceptGuidance[NoState, PerpNegParams]):
         return tuple(negative.text for negative in self.negatives)
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Negatives of weight 0."""
+        """Return the negatives of weight 0."""
         return frozenset(name for name, n in zip(self.texts, self.negatives, strict=True) if n.weight == 0)
 
     def params(
@@ -83,10 +85,10 @@ class PerpNeg(ConceptGuidance[NoState, PerpNegParams]):
 
         return PerpNegParams(real(self.guidance_scale), tuple(real(negative.weight) for negative in self.negatives))
 
-    def init(self, x: Tensor) -> NoState:
-        return NoState()
+    def init(self, x: Tensor) -> Stateless:
+        return Stateless()
 
     def __call__(
-        self, rows: ConceptPredictions, state: NoState, i: Tensor | int, params: PerpNegParams
-    ) -> tuple[Tensor, NoState]:
+        self, rows: ConceptPredictions, state: Stateless, i: Tensor | int, params: PerpNegParams
+    ) -> tuple[Tensor, Stateless]:
         return perp_neg(rows, params), state

@@ -1,10 +1,11 @@
-"""Rules as data: nested plain values that JSON and TOML can hold, for sweeps and sidecars.
+"""Rules as nested plain values that JSON and TOML can hold, for sweeps and sidecars.
 
     {"rule": "concepts", "combination": "select", "concepts": [{"text": "weapons"}, {"text": "blood", "weight": 2.0}]}
     {"rule": "composed", "of": {"rule": "sld", "config": "strong"}, "after": [{"rule": "rescale", "phi": 0.7}]}
 
-A field left out has its default; None is not written, because TOML has none. The field `rule` of a class is "reading"
-in SLD's data and "of" in that of a composition, because "rule" there is the name.
+"rule" holds the name of a rule, every other key is a field of its class. The inner rule of a wrapping, its field
+`rule`, therefore has the key "of". A field left out has its default. A field that is None is not written, because TOML
+cannot.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from sld.guidance.cfg import ClassifierFreeGuidance, Unguided
 from sld.guidance.concepts import Concept, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
+from sld.guidance.readings import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.guidance.sega import SEGA, Edit
-from sld.guidance.sld import Rule, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
+from sld.guidance.sld import Reading, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
 from sld.guidance.sparse import Sparse
-from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.spelling import did_you_mean, named
 
 RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
@@ -37,33 +38,33 @@ RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
     "composed": Composed,
     "sparse": Sparse,
 }
-"""Every rule by name."""
+"""The rules that data can name."""
 
 AFTERWARDS: dict[str, type[Afterwards[Any, Any]]] = {"rescale": Rescale, "apg": APG}
-"""What can follow a rule, by name."""
+"""The changes to a rule's prediction that data can name."""
 
-READINGS: dict[str, Rule] = {
+READINGS: dict[str, Reading] = {
     "code": safe_latent_guidance,
     "clamp as printed": clamp_as_printed,
     "warm-up without momentum": warmup_without_momentum,
     "warm-up inclusive": warmup_inclusive,
 }
-"""The readings of SLD's paper, by name: those with the signature of `safe_latent_guidance`."""
+"""The readings of SLD's paper that data can name."""
 
 T = TypeVar("T")
 
 
 def to_data(rule: Guidance[Any, Any, Any]) -> dict[str, Any]:
-    """The rule as nested dicts, lists, strings and numbers; "rule" holds its name.
+    """Return the rule as nested dicts, lists, strings and numbers.
 
     Raises:
-        ValueError: the rule, or a function in it, has no name here.
+        ValueError: the rule, or a part of it, has no name in the tables above.
     """
     return _write_named(RULES, rule)
 
 
 def from_data(data: Mapping[str, Any]) -> Guidance[Any, Any, Any]:
-    """Inverse of `to_data`. SLD's `config` may also be a preset's name.
+    """Return the rule that `to_data` wrote as `data`. SLD's `config` may also be the name of a preset.
 
     Raises:
         ValueError: a name or a field is unknown, missing or out of range; says which, and what may have been meant.
@@ -73,16 +74,10 @@ def from_data(data: Mapping[str, Any]) -> Guidance[Any, Any, Any]:
 
 @dataclass(frozen=True)
 class Codec:
-    """How a field is written and read, where its value is not a plain one.
-
-    Attributes:
-        write, read: from the value to plain values, and back.
-        key: its name in data, where that is not the field's: "rule" there is the name of the rule.
-    """
+    """A pair of functions that turn the value of a field into plain values, and back."""
 
     write: Callable[[Any], Any]
     read: Callable[[Any], Any]
-    key: str | None = None
 
 
 def _tuples(value: Any) -> Any:
@@ -94,13 +89,13 @@ def _lists(value: Any) -> Any:
 
 
 PLAIN = Codec(_lists, _tuples)
+_KEYS = {"rule": "of"}  # keys that are not the field's name: "rule" is the key of the rule's own name
 
 
 def _codecs(cls: type[Any]) -> dict[str, tuple[str, Codec]]:
-    """Key in data -> field and codec."""
+    """Field and codec, by key in data."""
     special = _CODECS.get(cls, {})
-    of_field = {f.name: special.get(f.name, PLAIN) for f in fields(cls)}
-    return {codec.key or name: (name, codec) for name, codec in of_field.items()}
+    return {_KEYS.get(f.name, f.name): (f.name, special.get(f.name, PLAIN)) for f in fields(cls)}
 
 
 def _write(value: Any) -> dict[str, Any]:
@@ -160,14 +155,14 @@ def _each(write: Callable[[Any], Any], read: Callable[[Any], Any]) -> Codec:
 _CODECS: dict[type[Any], dict[str, Codec]] = {
     SafeLatentGuidance: {
         "config": Codec(_write_config, _read_config),
-        "rule": Codec(partial(_name_of, READINGS), lambda name: named("reading of SLD", name, READINGS), "reading"),
+        "reading": Codec(partial(_name_of, READINGS), lambda name: named("reading of SLD", name, READINGS)),
     },
     SafeLatentConcepts: {"concepts": _each(_write, partial(_read, Concept, "a concept"))},
     SEGA: {"concepts": _each(_write, partial(_read, Edit, "a concept of SEGA"))},
     PerpNeg: {"negatives": _each(_write, partial(_read, Negative, "a negative"))},
     Composed: {
-        "rule": Codec(to_data, from_data, "of"),
+        "rule": Codec(to_data, from_data),
         "after": _each(partial(_write_named, AFTERWARDS), partial(_read_named, AFTERWARDS)),
     },
-    Sparse: {"rule": Codec(to_data, from_data, "of")},
+    Sparse: {"rule": Codec(to_data, from_data)},
 }

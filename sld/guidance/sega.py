@@ -1,8 +1,9 @@
 """SEGA, semantic guidance (Brack et al., NeurIPS 2023, arXiv 2301.12247): towards or away from several concepts.
 
-Its lines follow the authors' code, diffusers' SemanticStableDiffusionPipeline, and are numbered S1 to S6 here. Two
-departures: a concept past its cool-down while others are still in their warm-up adds nothing, where that code divides
-0 by 0; and guidance is applied at every scale, where that code switches all of it off at s_g <= 1.
+The equations follow the authors' code, SemanticStableDiffusionPipeline in diffusers, and are numbered S1 to S6 here.
+There are two departures. If some concepts are past their cool-down and all others still in their warm-up, nothing is
+added here, where that code divides 0 by 0. And guidance is applied at every scale, where that code switches all of it
+off at s_g <= 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from sld.guidance.base import Start, require, require_scale
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, require_weight
-from sld.guidance.sld import Momentum
+from sld.guidance.quantiles import channel_quantile
+from sld.guidance.sld import Momentum, next_momentum, with_momentum
 from sld.spelling import named
 
 
@@ -44,26 +46,10 @@ class SEGAParams(NamedTuple):
     concepts: tuple[EditParams, ...]
 
 
-def quantile(x: Tensor, q: Tensor) -> Tensor:
-    """The q-quantile of every channel of every image over its h * w elements, linear between neighbours.
-
-    torch.quantile in parts, with its bits, because that takes no q per image.
-
-    Args:
-        x: (b, c, h, w).
-        q: in [0, 1], 0-d or (b, 1, 1, 1).
-
-    Returns:
-        (b, c, 1, 1).
-    """
-    ordered = x.flatten(2).sort(dim=2).values
-    rank = (q * (ordered.shape[2] - 1)).reshape(-1, 1, 1).expand(*ordered.shape[:2], 1)
-    below, above = (ordered.gather(2, at.long()) for at in (rank.floor(), rank.ceil()))
-    return torch.lerp(below, above, rank - rank.floor()).unsqueeze(-1)
-
-
 def edit(g: Tensor, p: EditParams) -> Tensor:
-    """One concept's d_k (b, c, h, w): its scaled direction where that is large, zero elsewhere; NaN stays NaN.
+    """Return d_k (b, c, h, w) of one concept: its scaled direction where that is large, zero elsewhere.
+
+    NaN stays NaN.
 
     Args:
         g: e_k - e0, (b, c, h, w).
@@ -71,16 +57,16 @@ def edit(g: Tensor, p: EditParams) -> Tensor:
     """
     d = g * p.sign * p.scale  # S1
     magnitude = d.abs()
-    return torch.where(magnitude < quantile(magnitude, p.threshold), 0, d)  # S2
+    return torch.where(magnitude < channel_quantile(magnitude, p.threshold), 0, d)  # S2
 
 
 def semantic_guidance(
     eps: ConceptPredictions, momentum: Tensor, i: Tensor | int, p: SEGAParams
 ) -> tuple[Tensor, Tensor]:
-    """One step of SEGA.
+    """Return the guided prediction of one step of SEGA, and the next momentum.
 
-    Momentum gathers from the first evaluation on. While only some concepts are past their warm-up, these act by
-    their weighted mean and without momentum.
+    Momentum gathers from the first evaluation on. As long as any concept is in its warm-up, the weighted mean of the
+    others acts, without momentum.
 
     Args:
         eps: predictions (b, c, h, w).
@@ -103,8 +89,8 @@ def semantic_guidance(
         d = edit(e - eps.uncond, c)
         g = g + d * weight  # S3
         some = some + d * (warm_weight / share)  # S4
-    g = g + momentum * p.momentum_scale  # S3
-    nu = momentum * p.momentum_beta + g * p.momentum_rest  # S5
+    g = with_momentum(g, momentum, p.momentum_scale)  # S3
+    nu = next_momentum(momentum, g, p.momentum_beta, p.momentum_rest)  # S5, which is SLD's Eq. 8
     if warm:
         g = torch.where(reduce(torch.logical_and, warm), g, some)
     return eps.uncond + ((eps.text - eps.uncond) * p.guidance_scale + g), nu  # S6
@@ -118,16 +104,16 @@ SIGNS: dict[str, float] = {"towards": 1.0, "away": -1.0}
 @final
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A concept to go towards or away from; the defaults are diffusers', except that safety goes away.
+    """A concept to go towards or away from; the defaults are those of diffusers, where the direction is "towards".
 
     Attributes:
         text: the concept in words.
         direction: "away", or "towards".
         scale: s_k, finite and >= 0.
-        threshold: lambda_k in [0, 1], the share of each channel's elements that is left as it is.
+        threshold: lambda_k in [0, 1], the share of each channel's elements on which the concept does not act.
         warmup_steps: delta_k >= 0, in network evaluations.
-        cooldown_steps: the network evaluation from which on the concept acts no more; None for never.
-        weight: w_k, finite and >= 0, of the concepts against one another.
+        cooldown_steps: index of the first network evaluation in which the concept no longer acts; None for no end.
+        weight: w_k, finite and >= 0, relative to the other concepts.
 
     Raises:
         ValueError: a value is out of its range.
@@ -151,7 +137,7 @@ class Edit:
         require_weight("Edit: weight", self.weight)
 
     def params(self, steps: int, device: torch.device | str | None, dtype: torch.dtype) -> EditParams:
-        """The hyper-parameters as 0-d tensors, for a run of `steps` evaluations."""
+        """Return the hyper-parameters as 0-d tensors for a run of `steps` evaluations."""
 
         def real(value: float) -> Tensor:
             return torch.tensor(value, dtype=dtype, device=device)
@@ -170,7 +156,7 @@ class Edit:
 
 
 class SEGASafety(NamedTuple):
-    """One of the paper's safety settings."""
+    """A safety setting of the paper; the fields are those of `Edit` and `SEGA`."""
 
     scale: float
     threshold: float
@@ -192,10 +178,10 @@ class SEGA(ConceptGuidance[Momentum, SEGAParams]):
     """Semantic guidance; without a concept it is classifier-free guidance.
 
     Attributes:
-        concepts: where to and away from.
+        concepts: any number, each with its direction.
         momentum_scale: s_m, in [0, 1].
         momentum_beta: beta_m, in [0, 1).
-        guidance_scale: s_g, finite and >= 0. It scales the text's direction alone, not the concepts'.
+        guidance_scale: s_g, finite and >= 0. It scales the direction of the text only, not those of the concepts.
 
     Raises:
         ValueError: a value is out of its range.
@@ -213,10 +199,12 @@ class SEGA(ConceptGuidance[Momentum, SEGAParams]):
 
     @classmethod
     def safety(cls, name: str, texts: Sequence[str], guidance_scale: float = 7.5) -> Self:
-        """Away from all of `texts` with the paper's setting `name`; beta_m, which our source leaves open, is 0.4.
+        """Return the rule that goes away from all of `texts`, with the paper's setting `name`.
+
+        The source that we had gives no beta_m for these settings; it is 0.4, the default.
 
         Raises:
-            ValueError: there is no setting of this name; the message names the nearest.
+            ValueError: the name is unknown; the message names the nearest.
         """
         setting = named("SEGA safety setting", name, SEGA_SAFETY)
         concepts = tuple(
@@ -230,12 +218,12 @@ class SEGA(ConceptGuidance[Momentum, SEGAParams]):
         return tuple(concept.text for concept in self.concepts)
 
     def start(self, steps: int) -> Start:
-        """Plain classifier-free guidance until the first concept's warm-up ends."""
+        """Return the evaluations before the first concept acts, which are plain classifier-free guidance."""
         until = min((concept.warmup_steps for concept in self.concepts), default=steps)
         return Start(until, ("classifier-free", self.guidance_scale))
 
     def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Concepts whose direction is neither added nor remembered to any effect."""
+        """Return the concepts of weight 0 or past their cool-down and, without momentum, those in their warm-up."""
 
         def out(concept: Edit) -> bool:
             over = concept.cooldown_steps is not None and i >= concept.cooldown_steps
@@ -271,7 +259,7 @@ class SEGA(ConceptGuidance[Momentum, SEGAParams]):
         return params._replace(concepts=tuple(begun))
 
     def masks(self, rows: ConceptPredictions, params: SEGAParams) -> tuple[Tensor, ...]:
-        """1 on the elements that a concept keeps, 0 elsewhere."""
+        """Return 1 on the elements on which a concept acts, 0 elsewhere."""
         kept = (edit(e - rows.uncond, p) for e, p in zip(rows.concepts, params.concepts, strict=True))
         return tuple((d != 0).to(d.dtype) for d in kept)
 

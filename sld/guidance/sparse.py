@@ -1,8 +1,8 @@
-"""An approximation: a rule whose rows beside uncond and text are computed at every k-th evaluation only."""
+"""An approximation: any rule, with its concepts predicted at every k-th evaluation only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple, Self, final
@@ -10,20 +10,22 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Guidance, Start, require
-from sld.guidance.cfg import Contrast
+from sld.guidance.base import Start, require
+from sld.guidance.cfg import CFGPredictions
 from sld.guidance.concepts import ConceptPredictions
+from sld.guidance.wrapping import Wrapping
+from sld.samplers.process import Level
 
 
 class SparseParams(NamedTuple):
-    """Those of the rule, and k."""
+    """The inner rule's hyper-parameters, and k, 0-d int64."""
 
     rule: NamedTuple
     every: Tensor
 
 
 class SparseState(NamedTuple):
-    """The rule's state, and how each concept's prediction last differed from the unconditional one, (b, c, h, w)."""
+    """The inner rule's state, and the last known difference e_k - e_0 of every concept, (b, c, h, w)."""
 
     rule: NamedTuple
     away: tuple[Tensor, ...]
@@ -31,50 +33,45 @@ class SparseState(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Sparse(Guidance[ConceptPredictions, SparseState, SparseParams]):
-    """Any rule, with its safety concept or concepts looked at only every k-th evaluation.
+class Sparse(Wrapping[ConceptPredictions, SparseState, SparseParams]):
+    """Any rule, with its concepts predicted at every k-th evaluation only.
 
-    In between e_S is taken for e_0 plus the last e_S - e_0, a difference that changes slowly from step to step. Of
-    SLD's three rows this saves a third at k - 1 of k evaluations. It changes pictures: docs/performance.md has the
-    price.
+    At the evaluations between, e_S is replaced by e_0 plus the last known e_S - e_0, which changes slowly from step to
+    step. These evaluations need two of SLD's three rows. Pictures change: docs/performance.md says how much.
 
     Attributes:
         rule: any rule with the rows uncond and text and at least one more.
         every: k >= 1; 1 changes nothing.
 
     Raises:
-        ValueError: k is out of its range, or the rule has no row to leave out.
+        ValueError: k is out of its range, or the rule has no concept.
     """
 
-    rule: Guidance[Any, Any, Any]
     every: int = 2
 
     def __post_init__(self) -> None:
         require("Sparse: every", self.every, lambda k: isinstance(k, Integral) and k >= 1, "a whole number >= 1")
-        if not set(Contrast._fields) < set(self.rule.conditions):
+        if not set(CFGPredictions._fields) < set(self.rule.conditions):
             raise ValueError(
                 f"{type(self.rule).__name__} has the rows {', '.join(self.rule.conditions)}: Sparse needs uncond, text "
                 "and a concept to leave out"
             )
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return self.rule.conditions
-
-    @property
-    def texts(self) -> Mapping[str, str]:
-        return self.rule.texts
-
     def named(self, predictions: Sequence[Tensor]) -> ConceptPredictions:
         uncond, text, *concepts = predictions
         return ConceptPredictions(uncond, text, tuple(concepts))
 
-    def idle(self, i: int, steps: int) -> frozenset[str]:
-        """Between two looks all concepts; at a look those that are idle until the next one, and what else is.
+    def inner_rows(self, rows: ConceptPredictions) -> Any:
+        return self.rule.named((rows.uncond, rows.text, *rows.concepts))
 
-        Where a concept is looked at, the unconditional prediction is wanted too, for the difference.
+    def idle(self, i: int, steps: int) -> frozenset[str]:
+        """Return the conditions that need not be predicted at evaluation i.
+
+        If i is no multiple of k, these are all concepts, and what is idle in the inner rule. If it is one, a concept is
+        idle if the inner rule does not use it before the next multiple; any other concept needs the unconditional
+        prediction too, for the difference.
         """
-        concepts = frozenset(self.conditions) - set(Contrast._fields)
+        concepts = frozenset(self.conditions) - set(CFGPredictions._fields)
         idle = self.rule.idle(i, steps)
         if i % self.every:
             return idle | concepts
@@ -102,8 +99,9 @@ class Sparse(Guidance[ConceptPredictions, SparseState, SparseParams]):
         looks = _looks(i, params)
         new = (concept - rows.uncond for concept in rows.concepts)
         away = tuple(torch.where(looks, now, last) for now, last in zip(new, state.away, strict=True))
-        eps_hat, of_rule = self.rule(self._complete(rows, away, looks), state.rule, i, params.rule)
-        return eps_hat, SparseState(of_rule, away)
+        filled = self.inner_rows(_filled(rows, away, looks))
+        eps_hat, after = self.rule(filled, state.rule, i, params.rule)
+        return eps_hat, SparseState(after, away)
 
     def moved(
         self,
@@ -112,27 +110,18 @@ class Sparse(Guidance[ConceptPredictions, SparseState, SparseParams]):
         i: Tensor | int,
         x: Tensor,
         y: Tensor,
-        a: Tensor,
-        b: Tensor,
+        a: Level,
+        b: Level,
         params: SparseParams,
     ) -> SparseState:
-        complete = self._complete(rows, state.away, _looks(i, params))
-        return state._replace(rule=self.rule.moved(complete, state.rule, i, x, y, a, b, params.rule))
-
-    def _complete(self, rows: ConceptPredictions, away: tuple[Tensor, ...], looks: Tensor) -> Any:
-        """The rows as the rule has them."""
-        concepts = (torch.where(looks, now, rows.uncond + last) for now, last in zip(rows.concepts, away, strict=True))
-        return self.rule.named((rows.uncond, rows.text, *concepts))
-
-    def s_g(self, params: SparseParams) -> Tensor:
-        return self.rule.s_g(params.rule)
-
-    def opened(self, params: SparseParams) -> SparseParams:
-        return params._replace(rule=self.rule.opened(params.rule))
-
-    def masks(self, rows: ConceptPredictions, params: SparseParams) -> tuple[Tensor, ...]:
-        return self.rule.masks(self.rule.named((rows.uncond, rows.text, *rows.concepts)), params.rule)
+        return super().moved(_filled(rows, state.away, _looks(i, params)), state, i, x, y, a, b, params)
 
 
 def _looks(i: Tensor | int, params: SparseParams) -> Tensor:
     return i % params.every == 0
+
+
+def _filled(rows: ConceptPredictions, away: tuple[Tensor, ...], looks: Tensor) -> ConceptPredictions:
+    """Return the rows, with concepts that are not looked at replaced by e_0 plus their last difference from it."""
+    concepts = (torch.where(looks, now, rows.uncond + last) for now, last in zip(rows.concepts, away, strict=True))
+    return rows._replace(concepts=tuple(concepts))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sld.guidance import ConceptPredictions, Contrast, Guidance, Predictions
+from sld.guidance import CFGPredictions, ConceptPredictions, Guidance, Predictions
 from sld.guidance.base import per_image
 
 STEPS = 20
@@ -24,9 +24,9 @@ def concept_rows(
     return [ConceptPredictions(rows[0], rows[1], tuple(rows[2:])) for rows in made]
 
 
-def contrast(steps: Sequence[ConceptPredictions]) -> list[Contrast]:
+def contrast(steps: Sequence[ConceptPredictions]) -> list[CFGPredictions]:
     """The rows of classifier-free guidance."""
-    return [Contrast(e.uncond, e.text) for e in steps]
+    return [CFGPredictions(e.uncond, e.text) for e in steps]
 
 
 def one_concept(steps: Sequence[ConceptPredictions]) -> list[Predictions]:

@@ -32,6 +32,7 @@ from sld.guidance import (
     SafeLatentGuidance,
     Unguided,
 )
+from sld.samplers import Level
 
 CFG = ClassifierFreeGuidance(7.5)
 
@@ -253,7 +254,7 @@ def test_the_rule_learns_of_moves_inside_the_interval_alone(i: int, moves: bool)
     rule = DynamicNegativeGuidance("a")
     composed = Composed(rule, (APG(),), begin=0.25)
     rows = concept_rows(1)[i]
-    a, b = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
+    a, b = (Level.of(torch.tensor(alpha_bar, dtype=torch.float64)) for alpha_bar in (0.5, 0.6))
     params = composed.params(STEPS, 2, dtype=torch.float64)
     state = composed.moved(rows, composed.init(rows.text), i, rows.text, rows.uncond, a, b, params)
     alone = rule.moved(rows, rule.init(rows.text), i, rows.text, rows.uncond, a, b, params.rule)

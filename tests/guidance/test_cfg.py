@@ -5,14 +5,14 @@ import torch
 from conftest import ALGORITHM, EXACT
 from torch.testing import assert_close
 
-from sld.guidance import ClassifierFreeGuidance, Contrast, TextPrediction, Unguided
+from sld.guidance import CFGPredictions, ClassifierFreeGuidance, TextPrediction, Unguided
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def guide(rule: ClassifierFreeGuidance, rows: Contrast) -> torch.Tensor:
+def guide(rule: ClassifierFreeGuidance, rows: CFGPredictions) -> torch.Tensor:
     return rule(rows, rule.init(rows.text), 0, rule.params(50, len(rows.text), dtype=rows.text.dtype))[0]
 
 
@@ -28,7 +28,9 @@ def test_unguided_follows_the_text():
 
 def test_cfg_is_its_equation_element_by_element():
     """Killed by: rows swapped, the scale's sign turned, the scale applied to the text alone."""
-    rows = Contrast(noise(2, 4, 3, 3, seed=1, dtype=torch.float64), noise(2, 4, 3, 3, seed=2, dtype=torch.float64))
+    rows = CFGPredictions(
+        noise(2, 4, 3, 3, seed=1, dtype=torch.float64), noise(2, 4, 3, 3, seed=2, dtype=torch.float64)
+    )
     expected = [
         e0 + 7.5 * (ep - e0)
         for e0, ep in zip(rows.uncond.flatten().tolist(), rows.text.flatten().tolist(), strict=True)
@@ -40,14 +42,17 @@ def test_cfg_is_its_equation_element_by_element():
 
 @pytest.mark.parametrize(("scale", "row"), [(0.0, "uncond"), (1.0, "text")])
 def test_scale_zero_and_one_follow_one_row_alone(scale: float, row: str):
-    rows = Contrast(noise(1, 4, 8, 8, seed=1, dtype=torch.float64), noise(1, 4, 8, 8, seed=2, dtype=torch.float64))
+    rows = CFGPredictions(
+        noise(1, 4, 8, 8, seed=1, dtype=torch.float64), noise(1, 4, 8, 8, seed=2, dtype=torch.float64)
+    )
     assert_close(guide(ClassifierFreeGuidance(scale), rows), getattr(rows, row), **ALGORITHM)
 
 
 def test_scales_per_image_equal_separate_runs():
-    rows, scales = Contrast(noise(3, 4, 8, 8, seed=1), noise(3, 4, 8, 8, seed=2)), (1.0, 7.5, 12.0)
+    rows, scales = CFGPredictions(noise(3, 4, 8, 8, seed=1), noise(3, 4, 8, 8, seed=2)), (1.0, 7.5, 12.0)
     alone = [
-        guide(ClassifierFreeGuidance(s), Contrast(*(row[k : k + 1] for row in rows))) for k, s in enumerate(scales)
+        guide(ClassifierFreeGuidance(s), CFGPredictions(*(row[k : k + 1] for row in rows)))
+        for k, s in enumerate(scales)
     ]
     assert_close(guide(ClassifierFreeGuidance(scales), rows), torch.cat(alone), **EXACT)
 

@@ -13,6 +13,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.testing import assert_close
 
 from sld.guidance import DynamicNegativeGuidance
+from sld.samplers import Level
 
 STEPS = 18  # more than Weak's warm-up
 
@@ -52,11 +53,11 @@ def test_what_a_move_teaches_compiles_to_one_graph():
     torch.compiler.reset()
     rule, (rows,) = DynamicNegativeGuidance("a"), concept_rows(1, dtype=torch.float32, steps=1)
     compiled = torch.compile(rule.moved, fullgraph=True)
-    levels, params = torch.linspace(0.1, 0.9, STEPS), rule.params(STEPS, 2)
+    alpha_bar, params = torch.linspace(0.1, 0.9, STEPS), rule.params(STEPS, 2)
 
     def compare():
         for i in range(STEPS - 1):
-            a, b = levels[i], levels[i + 1]
+            a, b = Level.of(alpha_bar[i]), Level.of(alpha_bar[i + 1])
             given = (rows, rule.init(rows.text), torch.tensor(i), rows.text, rows.uncond, a, b, params)
             assert_close(compiled(*given), rule.moved(*given), **NETWORK)
 

@@ -266,7 +266,7 @@ def test_arguments_are_left_as_they_were():
 
 
 def test_no_concept_is_refused():
-    with pytest.raises(ValueError, match="needs a concept at least"):
+    with pytest.raises(ValueError, match="needs at least one concept, got none"):
         SafeLatentConcepts(())
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sld.config import ScheduleConfig
 from sld.guidance import ClassifierFreeGuidance, ConceptPredictions, DynamicNegativeGuidance
 from sld.guidance.base import per_image
-from sld.samplers import DDIM, Schedule
+from sld.samplers import DDIM, Level, Schedule
 
 STEPS = 10
 SCHEDULE = Schedule.from_config(ScheduleConfig(), torch.float64)
@@ -37,15 +37,16 @@ def chain(rule: DynamicNegativeGuidance, eta: float = 1.0, params=None, batch: i
     x = concept_rows(0, batch, steps=1, seed=2)[0].text
     state, sampler_state = rule.init(x), sampler.init(x)
     params = rule.params(STEPS, batch, dtype=x.dtype) if params is None else params
-    record = []
+    moves = []
     for i in range(STEPS):
         rows = rows_along(steps, x, i)
         eps_hat, state = rule(rows, state, torch.tensor(i), params)
         y, sampler_state = sampler.step(i, x, eps_hat, sampler_state, draws[i].text)
-        record.append((rows, eps_hat, x, y, path[i], path[i + 1], state.log_ratio))
-        state = rule.moved(rows, state, torch.tensor(i), x, y, path[i], path[i + 1], params)
+        moves.append((rows, eps_hat, x, y, path[i], path[i + 1], state.log_ratio))
+        a, b = Level.of(path[i]), Level.of(path[i + 1])
+        state = rule.moved(rows, state, torch.tensor(i), x, y, a, b, params)
         x = y
-    return record
+    return moves
 
 
 def test_a_chain_equals_the_scalar_oracle():
@@ -54,11 +55,11 @@ def test_a_chain_equals_the_scalar_oracle():
     Killed by: p for p / (1 - p), the negative added, the distances swapped, temperature or offset ignored, sigma^2 for
     2 sigma^2, the variance of the forward step, no bounds, evidence forgotten, evidence averaged over the batch.
     """
-    record = chain(RULE)
+    moves = chain(RULE)
     seen = []
     for k in range(2):
         p = RULE.prior
-        for rows, eps_hat, x, y, a, b, _ in record:
+        for rows, eps_hat, x, y, a, b, _ in moves:
             e0, ep, en = (row[k].flatten().tolist() for row in (rows.uncond, rows.text, rows.concepts[0]))
             strength = RULE.negative_scale * p / (1 - p)
             expected = [m + 2.0 * (t - m) - strength * (n - m) for m, t, n in zip(e0, ep, en, strict=True)]
@@ -84,7 +85,9 @@ def test_the_posterior_rises_where_the_latents_follow_the_negative():
     params = RULE.params(STEPS, 2, dtype=torch.float64)
     alpha = a / b
     towards = [(x - e * (1 - alpha) / (1 - a).sqrt()) / alpha.sqrt() for e in (rows.concepts[0], rows.uncond)]
-    followed, avoided = (RULE.moved(rows, RULE.init(x), 0, x, y, a, b, params).log_ratio for y in towards)
+    followed, avoided = (
+        RULE.moved(rows, RULE.init(x), 0, x, y, Level.of(a), Level.of(b), params).log_ratio for y in towards
+    )
     assert (followed > 0).all() and (avoided < 0).all()
 
 
@@ -95,14 +98,14 @@ def test_no_move_teaches_nothing():
     """
     (rows,) = concept_rows(1, steps=1)
     state = RULE.init(rows.text)
-    a = SCHEDULE.alpha_bar[500]
+    a = SCHEDULE.level(500)
     moved = RULE.moved(rows, state, 0, rows.text, rows.uncond, a, a, RULE.params(STEPS, 2, dtype=torch.float64))
     assert_close(moved, state, **EXACT)
 
 
 def test_an_estimate_that_stays_at_its_prior_is_negative_guidance_of_one_strength():
-    record = chain(replace(RULE, temperature=0.0, offset=0.0))
-    for rows, eps_hat, *_, log_ratio in record:
+    moves = chain(replace(RULE, temperature=0.0, offset=0.0))
+    for rows, eps_hat, *_, log_ratio in moves:
         expected = rows.uncond + 2 * (rows.text - rows.uncond) - 3 * 0.1 / 0.9 * (rows.concepts[0] - rows.uncond)
         assert_close(eps_hat, expected, **ALGORITHM)
         assert not log_ratio.any()

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EXACT
+from conftest import EXACT, NETWORK
 from guided import concept_rows, contrast, run
 from torch.testing import assert_close
 
+from sld import guidance
 from sld.guidance import (
     APG,
     MAX,
@@ -34,13 +35,14 @@ from sld.guidance import (
     SafeLatentConcepts,
     SafeLatentGuidance,
     Sparse,
+    Traced,
     Unguided,
     from_data,
     safe_latent_guidance,
     to_data,
 )
+from sld.guidance.readings import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 from sld.guidance.rules import AFTERWARDS, READINGS
-from sld.guidance.variants import clamp_as_printed, warmup_inclusive, warmup_without_momentum
 
 # Every class, and every field away from its default somewhere.
 EXAMPLES: dict[str, Guidance] = {
@@ -97,7 +99,7 @@ def test_every_concrete_rule_of_the_package_has_a_name():
         return {cls, *(c for sub in cls.__subclasses__() for c in below(sub))}
 
     concrete = {c for c in below(Guidance) if not c.__abstractmethods__ and c.__module__.startswith("sld.guidance")}
-    assert {c for c in concrete if c.__module__ != "sld.guidance.trace"} == set(RULES.values())
+    assert {c for c in concrete if not c.__module__.startswith("sld.guidance.trace")} == set(RULES.values())
 
 
 def test_a_rule_is_read_from_toml():
@@ -128,6 +130,13 @@ def test_a_rule_is_read_from_toml():
 def test_sld_may_be_given_a_preset_by_name():
     assert from_data({"rule": "sld", "config": "strong"}) == SafeLatentGuidance(STRONG)
     assert from_data({"rule": "sld", "config": ["weak", "max"]}) == SafeLatentGuidance((WEAK, MAX))
+
+
+def test_a_reading_of_sld_is_named_in_data():
+    read = from_data({"rule": "sld", "config": "strong", "reading": "clamp as printed"})
+    assert read == SafeLatentGuidance(STRONG, reading=clamp_as_printed)
+    nested = {"rule": "sparse", "of": {"rule": "sld", "config": "strong", "reading": "code"}, "every": 3}
+    assert from_data(nested) == Sparse(SafeLatentGuidance(STRONG), 3)
 
 
 @pytest.mark.parametrize("name", ["concepts", "sega"])
@@ -179,7 +188,15 @@ def test_what_cannot_be_read_is_refused_with_the_reason(data: Mapping[str, Any],
 
 def test_a_rule_without_a_name_is_refused():
     with pytest.raises(ValueError, match="has no name in data; those with one are"):
-        to_data(SafeLatentGuidance(STRONG, rule=lambda eps, momentum, i, p: (eps.text, momentum)))
+        to_data(SafeLatentGuidance(STRONG, reading=lambda eps, momentum, i, p: (eps.text, momentum)))
+
+
+@pytest.mark.parametrize("number", [3, 5, 6, 7, 8])
+def test_an_equation_of_the_paper_stands_in_one_line(number: int):
+    """Eq. 5 stands once more as the paper prints it, in `readings.py`."""
+    folder = Path(guidance.__file__).parent
+    text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    assert len(re.findall(rf"# Eq\. {number}$", text, flags=re.MULTILINE)) == 1
 
 
 def test_importing_the_package_loads_no_torch():
@@ -198,3 +215,9 @@ def test_the_rule_that_contributing_shows_works_and_is_short():
     assert_close(run(rule(bound=math.inf), steps), run(ClassifierFreeGuidance(7.5), steps), **EXACT)
     bounded = run(rule(guidance_scale=4.0, bound=0.25), steps) - torch.stack([e.uncond for e in steps])
     assert bounded.abs().max() == pytest.approx(1.0)
+    traced = Traced(rule(guidance_scale=4.0, bound=0.25), len(steps))
+    state, params = traced.init(steps[0].text), traced.params(len(steps), 2)
+    for i, e in enumerate(steps):
+        _, state = traced(traced.named(e), state, i, params)
+    takes_off = [((e.text - e.uncond).abs() - 0.25).clamp(min=0).square().sum(1).sqrt() for e in steps]
+    assert_close(state.trace.applied_map, torch.stack(takes_off), **NETWORK)

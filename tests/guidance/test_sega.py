@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import sld
 from sld.guidance import SEGA, SEGA_SAFETY, ClassifierFreeGuidance, Edit
-from sld.guidance.sega import quantile
+from sld.guidance.quantiles import channel_quantile
 from sld.samplers import make_sampler
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -172,7 +172,7 @@ def test_a_run_equals_the_scalar_oracle():
 def test_the_quantile_has_the_bits_of_torch(q: float):
     x = concept_rows(0, dtype=torch.float32, steps=1)[0].text.abs()
     expected = torch.quantile(x.flatten(2), q, dim=2)
-    assert_close(quantile(x, torch.tensor(q)).flatten(1), expected, **EXACT)
+    assert_close(channel_quantile(x, torch.tensor(q)).flatten(1), expected, **EXACT)
 
 
 # --- reductions

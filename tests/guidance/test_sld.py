@@ -19,8 +19,8 @@ from sld.guidance import (
     PRESETS,
     STRONG,
     WEAK,
+    CFGPredictions,
     ClassifierFreeGuidance,
-    Contrast,
     Predictions,
     SafeLatentGuidance,
     SLDConfig,
@@ -60,7 +60,7 @@ def run(rule: SafeLatentGuidance, steps: list[Predictions]) -> Tensor:
 def run_cfg(steps: list[Predictions], scale: float = 7.5) -> Tensor:
     rule = ClassifierFreeGuidance(scale)
     state, params = rule.init(steps[0].text), rule.params(len(steps), len(steps[0].text), dtype=steps[0].text.dtype)
-    return torch.stack([rule(Contrast(e.uncond, e.text), state, i, params)[0] for i, e in enumerate(steps)])
+    return torch.stack([rule(CFGPredictions(e.uncond, e.text), state, i, params)[0] for i, e in enumerate(steps)])
 
 
 def constant(uncond: float, text: float, safety: float) -> list[Predictions]:
@@ -286,7 +286,7 @@ def test_one_compiled_graph_serves_every_preset_and_step_bit_for_bit():
     steps = list(predictions())
     for config in (OFF, *ALL.values()):
         assert_close(
-            run(SafeLatentGuidance(config, rule=compiled), steps), run(SafeLatentGuidance(config), steps), **EXACT
+            run(SafeLatentGuidance(config, reading=compiled), steps), run(SafeLatentGuidance(config), steps), **EXACT
         )
     assert counter.frame_count == 1
 

@@ -38,9 +38,9 @@ from sld.guidance import (
     guidance_for,
     safety_mask,
 )
+from sld.guidance.readings import clamp_as_printed, printed_mask
 from sld.guidance.rules import READINGS
 from sld.guidance.trace import EVERYWHERE, NOBODY, QUANTILES, Measures, Trace, Traced, driver
-from sld.guidance.variants import clamp_as_printed, printed_mask
 from sld.samplers import make_sampler
 from sld.state import SampleState
 
@@ -53,7 +53,7 @@ CONCEPTS = tuple(
 )
 RULES = {
     "cfg": ClassifierFreeGuidance(),
-    **{f"sld, {name}": SafeLatentGuidance(SOFT, rule=rule) for name, rule in READINGS.items()},
+    **{f"sld, {name}": SafeLatentGuidance(SOFT, reading=reading) for name, reading in READINGS.items()},
     "sld, per image": SafeLatentGuidance((OFF, MAX)),
     **{name: SafeLatentConcepts(CONCEPTS, name) for name in COMBINATIONS},
     "sega": SEGA.safety("strong", ["a", "b"]),
@@ -252,7 +252,7 @@ def test_concepts_that_are_past_their_warmup_act_before_the_others():
 @pytest.mark.parametrize("reading", READINGS)
 def test_the_mask_of_every_reading_is_read_off_to_the_bit(reading):
     """Killed by: rows of which e_S - e_0 is not 1, gamma folded with the run's own beta."""
-    rule = SafeLatentGuidance((SOFT, STRONG), rule=READINGS[reading])
+    rule = SafeLatentGuidance((SOFT, STRONG), reading=READINGS[reading])
     rows, params = rule.split(predictions(rule)[0].float()), rule.params(STEPS, 2)
     own = printed_mask if READINGS[reading] is clamp_as_printed else safety_mask
     (mu,) = rule.masks(rows, params)

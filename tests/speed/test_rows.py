@@ -21,7 +21,7 @@ from sld.guidance import (
     guidance_for,
     safe_latent_guidance,
 )
-from sld.guidance.variants import clamp_as_printed
+from sld.guidance.readings import clamp_as_printed
 from sld.models.denoiser import Cond
 from sld.models.unet import UNet
 from sld.samplers import make_sampler
@@ -125,8 +125,8 @@ def test_one_row_is_enough_where_the_other_cancels(pipe, scale, row):
 
 
 def test_the_safety_row_is_idle_in_a_warmup_without_momentum_of_all_images():
-    def idle(*configs, rule=safe_latent_guidance):
-        made = SafeLatentGuidance(configs if len(configs) > 1 else configs[0], rule)
+    def idle(*configs, reading=safe_latent_guidance):
+        made = SafeLatentGuidance(configs if len(configs) > 1 else configs[0], reading)
         return [i for i in range(20) if made.idle(i, 20)]
 
     assert idle(WEAK) == list(range(15))
@@ -136,7 +136,7 @@ def test_the_safety_row_is_idle_in_a_warmup_without_momentum_of_all_images():
     assert idle(WEAK, OFF) == list(range(15))
     assert idle(replace(WEAK, warmup_fraction=0.25)) == list(range(5))
     assert idle(OFF) == list(range(20))
-    assert idle(OFF, rule=clamp_as_printed) == []  # its mask is never less than 1
+    assert idle(OFF, reading=clamp_as_printed) == []  # its mask is never less than 1
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))

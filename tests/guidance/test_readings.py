@@ -6,8 +6,8 @@ from conftest import ALGORITHM, EXACT
 from torch import Tensor
 from torch.testing import assert_close
 
-from sld.guidance import MEDIUM, PRESETS, STRONG, WEAK, Predictions, Rule, SafeLatentGuidance, SLDConfig
-from sld.guidance.variants import (
+from sld.guidance import MEDIUM, PRESETS, STRONG, WEAK, Predictions, Reading, SafeLatentGuidance, SLDConfig
+from sld.guidance.readings import (
     DIFFUSERS_WEAK,
     clamp_as_printed,
     diffusers_applies,
@@ -18,7 +18,7 @@ from sld.guidance.variants import (
 )
 
 STEPS = 16
-RULES = [clamp_as_printed, warmup_inclusive, warmup_without_momentum]
+OTHERS = [clamp_as_printed, warmup_inclusive, warmup_without_momentum]
 
 
 def predictions(dtype: torch.dtype = torch.float64) -> list[Predictions]:
@@ -82,18 +82,18 @@ def test_the_inclusive_warmup_is_one_evaluation_longer():
     )
 
 
-@pytest.mark.parametrize("variant", RULES)
-def test_every_reading_differs_from_the_default(variant: Rule):
+@pytest.mark.parametrize("reading", OTHERS)
+def test_every_reading_differs_from_the_default(reading: Reading):
     steps = predictions()
-    assert not torch.equal(run(SafeLatentGuidance(STRONG, variant), steps), run(SafeLatentGuidance(STRONG), steps))
+    assert not torch.equal(run(SafeLatentGuidance(STRONG, reading), steps), run(SafeLatentGuidance(STRONG), steps))
 
 
-@pytest.mark.parametrize("variant", RULES)
-def test_every_reading_takes_configs_per_image(variant: Rule):
+@pytest.mark.parametrize("reading", OTHERS)
+def test_every_reading_takes_configs_per_image(reading: Reading):
     steps = predictions()
-    together = run(SafeLatentGuidance((MEDIUM, STRONG), variant), steps)
+    together = run(SafeLatentGuidance((MEDIUM, STRONG), reading), steps)
     for k, config in enumerate((MEDIUM, STRONG)):
-        alone = run(SafeLatentGuidance(config, variant), [Predictions(*(row[k : k + 1] for row in e)) for e in steps])
+        alone = run(SafeLatentGuidance(config, reading), [Predictions(*(row[k : k + 1] for row in e)) for e in steps])
         assert_close(together[:, k : k + 1], alone, **EXACT)
 
 
