@@ -174,7 +174,7 @@ def _plain(kind: type, data: Any, where: str) -> Any:
     }
     if not fits[kind]:
         raise _wrong(where, _PLAIN[kind], data)
-    return kind(data) if kind is Path else data
+    return Path(str(data)) if kind is Path else data
 
 
 def _annotated(kind: Any, notes: tuple[Any, ...], data: Any, where: str) -> Any:
