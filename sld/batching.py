@@ -12,7 +12,6 @@ from torch import Tensor
 from sld.guidance import READINGS, ClassifierFreeGuidance, Guidance, SafeLatentGuidance
 from sld.pipeline import Pipeline, texts_of
 from sld.request import Request
-from sld.samplers import make_sampler
 from sld.speed.rows import Rows, count, plan
 
 
@@ -46,7 +45,7 @@ def network_rows(pipe: Pipeline, requests: Sequence[Request], size: int | None =
     for members in batches(requests, size):
         batch = [requests[k] for k in members]
         first, guidance = batch[0], guidance_of(batch)
-        sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
+        sampler = first.make_sampler(pipe.schedule)
         texts = texts_of(guidance, *zip(*((r.prompt, r.negative, r.concept) for r in batch), strict=True))
         starts = [beginnings[k] for k in members]
         steps, reuse = len(sampler.timesteps), first.reuse
@@ -99,7 +98,7 @@ def run(
     for members in batches(requests):
         batch = [requests[k] for k in members]
         first = batch[0]
-        sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
+        sampler = first.make_sampler(pipe.schedule)
         states = pipe.sample(
             [r.prompt for r in batch],
             [r.seed for r in batch],

@@ -147,6 +147,11 @@ class TextConfig:
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pad: int | None = None
 
+    @property
+    def openclip(self) -> bool:
+        """Whether it is OpenCLIP's, the only one with GELU. Single files keep OpenCLIP's names of it."""
+        return self.activation == "gelu"
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -204,12 +209,12 @@ class Defaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole text-to-image model."""
+    """A whole text-to-image model. `texts` are its text encoders, whose features of a token stand side by side."""
 
     name: str
     unet: UNetConfig
     vae: VAEConfig
-    text: TextConfig
+    texts: tuple[TextConfig, ...]
     schedule: ScheduleConfig
     defaults: Defaults
 
@@ -228,6 +233,7 @@ class ModelConfig:
             schedule = {**values["schedule"]}
             defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
             values = {**values, "schedule": schedule, "defaults": defaults}
+            values["texts"] = [values.pop("text")]
             del values["size"]
         return read(cls, values)
 
@@ -243,8 +249,8 @@ _SD1_UNET = UNetConfig(
 )
 _SD2_UNET = replace(_SD1_UNET, heads=(5, 10, 20, 20), context=1024, linear_projection=True)
 _VAE = VAEConfig(channels=(128, 256, 512, 512), res_blocks=2, scaling=0.18215)
-_CLIP_L = TextConfig(width=768, layers=12, heads=12, hidden=3072)
-_OPENCLIP_H = TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0)
+_CLIP_L = (TextConfig(width=768, layers=12, heads=12, hidden=3072),)
+_OPENCLIP_H = (TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0),)
 _EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
 
 SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, Defaults(size=512))
@@ -266,7 +272,7 @@ MINI = ModelConfig(
         groups=16,
     ),
     VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
-    TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),
+    (TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),),
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )

@@ -48,8 +48,9 @@ class Pipeline:
     Attributes:
         config: what the parts are.
         unet: the network; ours, or any other `Denoiser`. Networks are in eval mode, and may be in half precision.
-        vae, text: the other networks.
-        tokenizer: the one the text encoder was trained with.
+        vae: the autoencoder.
+        texts: the text encoders, whose features of a token stand side by side.
+        tokenizers: the ones the text encoders were trained with.
         schedule: the noise schedule the model was trained on.
         source: the checkpoint that the networks were loaded from, if they were.
         numerics: how numbers are made. "reference": rows and texts are computed as diffusers computes them, for the
@@ -69,8 +70,8 @@ class Pipeline:
     config: ModelConfig
     unet: Denoiser = field(repr=False)
     vae: VAE = field(repr=False)
-    text: TextEncoder = field(repr=False)
-    tokenizer: Tokenizer = field(repr=False)
+    texts: tuple[TextEncoder, ...] = field(repr=False)
+    tokenizers: tuple[Tokenizer, ...] = field(repr=False)
     schedule: Schedule = field(repr=False)
     source: checkpoints.Source | None = field(default=None, repr=False)
     numerics: Numerics = "reference"
@@ -158,13 +159,14 @@ class Pipeline:
         A text that is longer than the encoder takes loses its end, with a warning.
         """
         for text in dict.fromkeys(texts):
-            if cut := self.tokenizer.cut(text):
-                warnings.warn(
-                    f"the text is longer than {self.config.text.tokens} tokens; its end is left out: {cut!r}",
-                    stacklevel=3,
-                )
-        encoder = on_device(self.text, self.device)
-        return Cond(encoder(self.tokenizer(texts).to(self.device)))
+            if cut := self.tokenizers[0].cut(text):
+                tokens = self.config.texts[0].tokens
+                warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=3)
+        features = [
+            on_device(encoder, self.device)(tokenizer(texts).to(self.device))
+            for encoder, tokenizer in zip(self.texts, self.tokenizers, strict=True)
+        ]
+        return Cond(torch.cat(features, dim=-1))
 
     def sample(
         self,

@@ -12,6 +12,7 @@ import sld
 from sld.data import read
 from sld.guidance import MEDIUM, READINGS, Guidance, SLDConfig, from_data, to_data
 from sld.pipeline import Pipeline
+from sld.samplers import Sampler, Schedule, make_sampler
 from sld.speed.reuse import Reuse
 from sld.spelling import named
 from sld.step import Space
@@ -60,6 +61,14 @@ class Request:
     def reuse(self) -> Reuse:
         """What evaluations take over from earlier ones."""
         return Reuse(self.deep_every)
+
+    def make_sampler(self, schedule: Schedule) -> Sampler[Any, Any]:
+        """The sampler on a model's schedule.
+
+        Raises:
+            ValueError: there is no such sampler, or it cannot be made so.
+        """
+        return make_sampler(self.sampler, schedule, self.steps, self.spacing, self.eta)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as stored in JSON; reading, rule and approximations only where there is one."""

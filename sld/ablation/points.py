@@ -12,7 +12,6 @@ from sld.batching import guidance_of
 from sld.evaluation.protocol import configuration, describe
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import make_sampler
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _require_possible(pipe: Pipeline, request: Request) -> None:
     """
     states = pipe.sample(
         "",
-        sampler=make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta),
+        sampler=request.make_sampler(pipe.schedule),
         guidance=guidance_of([request]),
         negative=request.negative,
         concept=request.concept,

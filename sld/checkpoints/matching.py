@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sld.checkpoints.files import Header
 from sld.checkpoints.remap import KeyMap
-from sld.checkpoints.shapes import Shape
+from sld.checkpoints.tables import Shape
 
 
 @dataclass(frozen=True)

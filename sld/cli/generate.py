@@ -112,10 +112,7 @@ def _make(pipe: Pipeline, requests: list[Request], options: GenerateOptions) -> 
 
 
 def _evaluations(pipe: Pipeline, request: Request) -> int:
-    from sld.samplers import make_sampler
-
-    sampler = make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta)
-    return len(sampler.timesteps)
+    return len(request.make_sampler(pipe.schedule).timesteps)
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def describe(options: PromptsOptions) -> None:
     from sld.models.text import Tokenizer
 
     if options.tokenizer is not None:
-        tokenizer = Tokenizer.load(options.tokenizer, SD15.text)
+        tokenizer = Tokenizer.load(options.tokenizer, SD15.texts[0])
     elif options.source.startswith("mini-"):
-        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.text)
+        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.texts[0])
     else:
         tokenizer = None
     print(describe(prompts, tokenizer))

@@ -29,7 +29,6 @@ from sld.evaluation.spread import Ranks
 from sld.files import sweep
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import make_sampler
 from sld.speed.rows import Rows
 
 Keep = Literal["none", "flagged", "all"]
@@ -123,7 +122,7 @@ class Evaluation:
 
     def evaluations_of(self, config: Request) -> int:
         """Network evaluations of one picture."""
-        return len(make_sampler(config.sampler, self.pipe.schedule, config.steps, config.spacing, config.eta).timesteps)
+        return len(config.make_sampler(self.pipe.schedule).timesteps)
 
     @property
     def network_rows(self) -> Rows:

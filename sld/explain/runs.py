@@ -16,7 +16,7 @@ from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidan
 from sld.guidance.trace import Trace, Traced
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import Process, Sampler, make_sampler
+from sld.samplers import Process, Sampler
 from sld.samplers.process import from_eps
 from sld.state import SampleState
 from sld.step import Space
@@ -79,7 +79,7 @@ def explain(
     Raises:
         ValueError: the request cannot be met.
     """
-    sampler = _sampler(pipe, request)
+    sampler = request.make_sampler(pipe.schedule)
     n = len(sampler.timesteps)
     shown = tuple(dict.fromkeys(round(float(i)) for i in np.linspace(0, n - 1, strip)))
     # with a scale of 0 SLD is plain guidance that still sees the concept
@@ -114,7 +114,7 @@ def conflicts(
     Returns:
         The trace; what was asked for is its `conflict`.
     """
-    sampler = _sampler(pipe, request)
+    sampler = request.make_sampler(pipe.schedule)
     # of weight 0, so that they are predicted and change nothing
     silent = tuple(Concept(text=text, weight=0.0) for text in concepts)
     rule = SafeLatentConcepts(silent, guidance_scale=request.guidance.guidance_scale)
@@ -149,10 +149,6 @@ def _run(
         last = state
     made = images.to_uint8(pipe.decode(torch.cat([*heading, last.x])))
     return Run(made[:-1], made[-1], traced.taken(last.guidance, {"safety": request.concept}))  # type: ignore[arg-type]
-
-
-def _sampler(pipe: Pipeline, request: Request) -> Sampler:
-    return make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta)
 
 
 def _states(

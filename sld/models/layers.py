@@ -1,6 +1,7 @@
 """The blocks that the UNet and the autoencoder are made of.
 
-Shapes use b rows, c channels, h and w places, l tokens, d features.
+Shapes use b rows, c channels, h and w places, l tokens, d features. A sum has its terms in the reference's order: the
+first decides how the result lies in memory, and so which kernels compute what follows.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ResBlock(nn.Module):
         if self.time is not None:
             h = h + self.time(time)[:, :, None, None]
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
 class Attention(nn.Module):
@@ -117,9 +118,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (b, l, d) under the tokens (b, m, context) of a text."""
         h = self.norm_attn(x)
-        x = x + self.attn(h, h)
-        x = x + self.cross(self.norm_cross(x), tokens)
-        return x + self.ff(self.norm_ff(x))
+        x = self.attn(h, h) + x
+        x = self.cross(self.norm_cross(x), tokens) + x
+        return self.ff(self.norm_ff(x)) + x
 
 
 class SpatialTransformer(nn.Module):
@@ -151,7 +152,7 @@ class SpatialTransformer(nn.Module):
             h = block(h, tokens)
         height = x.shape[2]
         h = _to_places(self.proj_out(h), height) if self.linear else self.proj_out(_to_places(h, height))
-        return x + h
+        return h + x
 
 
 def _to_tokens(x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 
 def _to_places(x: Tensor, height: int) -> Tensor:
-    return rearrange(x, "b (h w) c -> b c h w", h=height)
+    return rearrange(x, "b (h w) c -> b c h w", h=height).contiguous()
 
 
 class Upsample(nn.Module):

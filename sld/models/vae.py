@@ -26,7 +26,8 @@ class Mid(nn.Module):
         x = self.res[0](x)
         h = rearrange(self.norm(x), "b c h w -> b (h w) c")
         h = self.attn(h, h)
-        return self.res[1](x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+        # reshaped as in the reference: where the elements of a single picture lie decides which kernels follow
+        return self.res[1](h.mT.reshape(x.shape) + x)
 
 
 class Encoder(nn.Module):

@@ -81,7 +81,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.unet = UNet(config.unet)
-        self.text = TextEncoder(config.text)
+        self.text = TextEncoder(config.texts[0])
         # every residual branch starts at zero, which lets training start at the full rate
         for module in self.unet.modules():
             if isinstance(module, ResBlock | UNet):

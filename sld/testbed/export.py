@@ -39,7 +39,7 @@ def export(folder: Path, weights: Path) -> None:
     config, denoiser, vae = trained_parts(folder)
     weights.mkdir(parents=True, exist_ok=True)
     with whole(weights / "mini.safetensors") as beside:
-        save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
+        save_compvis(beside, config, denoiser.unet, vae, denoiser.text, dtype=torch.float16)
         beside.chmod(0o644)  # the library that writes it lets nobody else read
     write_tokenizer(weights / "tokenizer")
     (weights / "training").mkdir(exist_ok=True)

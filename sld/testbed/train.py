@@ -42,7 +42,7 @@ def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
         _ = Scenes(folder, SCENES, seed=0).pictures
     dist.barrier()
     scenes = Scenes(folder, SCENES, seed=0)
-    tokenizer = Tokenizer.load(folder / "tokenizer", MINI.text)
+    tokenizer = Tokenizer.load(folder / "tokenizer", MINI.texts[0])
 
     torch.manual_seed(0)
     vae = VAE(MINI.vae)
