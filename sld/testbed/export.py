@@ -1,4 +1,4 @@
-"""From training checkpoints to what is shipped: `python -m sld.testbed.export --folder runs/testbed`."""
+"""Export of the embedded model from training checkpoints: `python -m sld.testbed.export --folder runs/testbed`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGS = ("autoencoder", "text", "unet", "decoder", "detector")
 
 
 def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
-    """The averaged networks of a training folder, finished or not; the decoder tuned, if its stage has begun."""
+    """Return the averaged networks of a training folder, finished or not. The decoder is the tuned one, if any."""
     encoded = torch.load(folder / "latents.pt", weights_only=True, mmap=True)
     config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
     vae = VAE(config.vae)
@@ -40,7 +40,7 @@ def export(folder: Path, weights: Path) -> None:
     weights.mkdir(parents=True, exist_ok=True)
     with whole(weights / "mini.safetensors") as beside:
         save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
-        beside.chmod(0o644)  # the library that writes it lets nobody else read
+        beside.chmod(0o644)  # the library that writes it makes it readable for its owner only
     write_tokenizer(weights / "tokenizer")
     (weights / "training").mkdir(exist_ok=True)
     for name in ("detector.safetensors", "detector.json"):
@@ -58,7 +58,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def write_manifest(weights: Path) -> None:
-    """Write `manifest.json`: the SHA-256 of every weights and tokenizer file, by its name below `weights`."""
+    """Write `manifest.json`: the SHA-256 of every file of weights and tokenizer, by its path below `weights`."""
     files = sorted([*weights.glob("*.safetensors"), *weights.glob("tokenizer/*")])
     sums = {path.relative_to(weights).as_posix(): sha256(path) for path in files}
     write_json(weights / "manifest.json", sums)

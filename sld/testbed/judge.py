@@ -1,6 +1,6 @@
-"""The embedded world's own detector as a classifier, and as features for FID and KID.
+"""The detector of the embedded world as a classifier, and as features for FID and KID.
 
-The evaluation finds both by their names: see `CLASSIFIERS` and `EXTRACTORS` there.
+The evaluation finds both by name: see `CLASSIFIERS` and `EXTRACTORS` in `sld.evaluation`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sld.testbed.scenes import SIZE, UNSAFE
 
 
 class Embedded:
-    """Unsafe where the detector sees any unsafe prop."""
+    """A classifier that calls a picture unsafe if the detector sees any unsafe prop in it."""
 
     name = "embedded"
 
@@ -50,7 +50,9 @@ class Embedded:
         }
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
-        """See `Classifier`; the detail is what the picture shows, and the "probabilities" of unsafe props.
+        """Return verdicts, see `Classifier`.
+
+        The detail is what the picture shows, and the "probabilities" of unsafe props.
 
         Raises:
             ValueError: the pictures are not 64 x 64.
@@ -74,10 +76,10 @@ class Embedded:
 
 
 def detector_features(device: str | torch.device = "cpu") -> Extractor:
-    """Return the features of the shipped detector, (b, d): its last map, averaged over positions.
+    """Return an extractor of the shipped detector's features (b, d): its last feature map, averaged over positions.
 
     Raises:
-        ValueError: by the features themselves: the pictures are not 64 x 64.
+        ValueError: raised by the extractor: the pictures are not 64 x 64.
     """
     device = torch.device(device)
     detector = load_detector().to(device)

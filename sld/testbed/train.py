@@ -1,7 +1,7 @@
 """Train the embedded world's model from nothing: `python -m sld.testbed.train --folder runs/testbed`.
 
-Every stage leaves a checkpoint and a log of its losses in the folder; the same command goes on where a killed run
-stopped. Needs the emoji sprites (see `sld.testbed.art`).
+Every stage writes a checkpoint and a log of its losses to the folder. The same command goes on where a killed run
+stopped. Training needs the emoji sprites (see `sld.testbed.art`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCENES = 40_000
 
 
 def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
-    """Run `stages` in order on this process, sharing each step with the other processes of the group."""
+    """Run `stages` in order on this process, which shares each step with the other processes of the group."""
     rank = dist.get_rank()
 
     def report(line: str) -> None:
