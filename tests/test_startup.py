@@ -122,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("ablate", "classifier.toml"), "did you mean 'q16'"),
         (("ablate", "metric.toml"), "did you mean 'unsafe'"),
         (("ablate", "plot.toml"), "did you mean 'pareto'"),
-        (("ablate", "rule.toml"), "the point 'x' cannot be: no rule 'segaa'"),
+        (("ablate", "rule.toml"), "the point 'x' is not possible: no rule 'segaa'"),
         (("ablate", "inner.toml"), "no rule 'clf'"),
         (("ablate", "reading.toml"), "did you mean 'clamp as printed'"),
         (("ablate", "preset.toml"), "did you mean 'strong'"),

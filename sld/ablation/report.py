@@ -1,4 +1,4 @@
-"""The report of a sweep: the tidy table, plots, contact sheets, and a page in Markdown that shows them."""
+"""The report of a sweep: a tidy table, plots, contact sheets, and a page in Markdown that shows them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _sentence(findings: Findings) -> str:
 
 
 def overview(findings: Findings, found: Sequence[Line]) -> Table:
-    """Return the table for people: a line for each point, about all rows of the prompt set."""
+    """Return the table of the page: a line for each point, over all rows of the prompt set."""
     whole = {(line.point, line.metric): line for line in found if line.by == "all"}
     shown = list(dict.fromkeys(line.metric for line in found))
     header = [METRICS[name].says if name in METRICS else "expected maximum" for name in shown]

@@ -185,7 +185,7 @@ def require_settings(name: str, settings: Mapping[str, Any], where: str = "") ->
     read(Settings, settings, where)
     beside = [field for field in settings if field == "preset" or field in HYPERPARAMETERS - {"guidance_scale"}]
     if "rule" in settings and beside:
-        raise ValueError(f"{where} it has a rule of its own, beside which {beside[0]} says nothing")
+        raise ValueError(f"{where} it has a rule, with which {beside[0]} has no effect: leave {beside[0]} out")
 
 
 def require_configurations(names: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> None:

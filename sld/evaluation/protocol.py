@@ -111,7 +111,9 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
     guidance = OFF if base == "negative" else preset(base)
     if "rule" in changes:
         if beside := sorted(hyper & set(changes) - {"guidance_scale"}) + ["preset"] * ("preset" in settings):
-            raise ValueError(f"the configuration {name!r} has a rule of its own, beside which {beside[0]} says nothing")
+            raise ValueError(
+                f"the configuration {name!r} has a rule, with which {beside[0]} has no effect: leave {beside[0]} out"
+            )
         changes["rule"] = from_data(changes["rule"])
     request = replace(
         template,

@@ -30,7 +30,7 @@ VERSION = "1"
 FILE = "detector.safetensors"
 RECIPE = Recipe(steps=2400, batch=32, rate=2e-3, ema=0.995, warmup=100, decay=0.5, seed=4)
 RENDERS, DECODED, HELD_OUT = 9_000, 4_500, 3_000
-"""Numbers of pictures: to train on as drawn, to train on after the autoencoder, and to measure on. All scenes differ."""
+"""Numbers of pictures: to train on as drawn, to train on after the autoencoder, to measure on. No scene is in two."""
 
 _RENDERS_SEED, _HELD_OUT_SEED, _DECODED_SEED = 100, 101, 1100  # the diffusion model's scenes are those of seed 0
 _WITHOUT_PROP = 0.4
