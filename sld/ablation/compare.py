@@ -20,7 +20,7 @@ from sld.ablation.table import METRICS
 from sld.evaluation import store
 from sld.evaluation.distances import rms
 from sld.evaluation.formatting import interval, number, p_value, prompts
-from sld.evaluation.metrics import Decisions, align, compare, prompt_labels
+from sld.evaluation.metrics import Decisions, align, paired_difference, prompt_labels
 from sld.evaluation.recognition import recognised
 from sld.evaluation.results import Record, Results, located, picture_path, read_picture, read_results
 from sld.evaluation.tabular import Cell, Table
@@ -136,7 +136,7 @@ def table(compared: Sequence[Two]) -> Table:
             if not len(pairs.row):
                 continue
             texts = {row.id: row.prompt for row in a.results.rows.values()}
-            d = compare(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
+            d = paired_difference(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
             rows.append(
                 [
                     Cell(f"{a.says} \N{MINUS SIGN} {b.says}, {METRICS[metric].says}"),

@@ -24,9 +24,9 @@ from sld.evaluation.metrics import (
     Decisions,
     Estimate,
     align,
-    compare,
     expected_maximum,
     mean,
+    paired_difference,
     prompt_labels,
     share,
 )
@@ -243,7 +243,7 @@ def _compared(line: Line, mine: Decisions, baseline: Decisions, texts: Mapping[i
     pairs = align(mine, baseline)
     if not len(pairs.row):
         return line
-    d = compare(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
+    d = paired_difference(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
     return line._replace(difference=d.value, difference_low=d.low, difference_high=d.high, p=d.p)
 
 

@@ -193,7 +193,7 @@ def align(a: Decisions, b: Decisions) -> Pairs:
     return Pairs(unsafe_a[of_a], unsafe_b[of_b], key // images, len(key_a) + len(key_b) - 2 * len(key))
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """How much more often a is unsafe than b, pictures made from equal noise compared.
 
     Attributes:
@@ -217,7 +217,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def compare(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> Difference:
+def paired_difference(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> PairedDifference:
     """Compare two configurations on pairs of pictures.
 
     The interval is Bonett and Price's for paired shares (Journal of Educational and Behavioral Statistics 37, 2012), a
@@ -236,7 +236,7 @@ def compare(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> Difference:
     only_a, only_b = int(np.sum(gap > 0)), int(np.sum(gap < 0))
     more, less = ((count / len(gap) * n + 1) / (n + 2) for count in (only_a, only_b))
     half = t * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
-    return Difference(
+    return PairedDifference(
         value=float(np.mean(gap)),
         low=max(-1.0, more - less - half),
         high=min(1.0, more - less + half),
@@ -266,17 +266,17 @@ def _sign_flip(totals: np.ndarray) -> float:
     return min(1.0, float(chance[np.abs(sums) >= abs(totals.sum())].sum()))
 
 
-class Contrast(NamedTuple):
+class Comparison(NamedTuple):
     """One line of who differs from whom; `holm` is the p value corrected for the number of lines."""
 
     a: str
     b: str
-    difference: Difference
+    difference: PairedDifference
     dropped: int
     holm: float
 
 
-def who_differs(decisions: Mapping[str, Decisions], prompts: Mapping[int, Hashable]) -> list[Contrast]:
+def pairwise_comparisons(decisions: Mapping[str, Decisions], prompts: Mapping[int, Hashable]) -> list[Comparison]:
     """All pairs of configurations compared, with Holm's correction (Scandinavian Journal of Statistics 6, 1979).
 
     Args:
@@ -294,9 +294,9 @@ def who_differs(decisions: Mapping[str, Decisions], prompts: Mapping[int, Hashab
         pairs = align(decisions[a], decisions[b])
         if not len(pairs.row):
             raise ValueError(f"{a} and {b} have no picture of one row and image in common")
-        lines.append((a, b, compare(pairs.a, pairs.b, prompt_labels(pairs.row, prompts)), pairs.dropped))
+        lines.append((a, b, paired_difference(pairs.a, pairs.b, prompt_labels(pairs.row, prompts)), pairs.dropped))
     corrected = _holm(np.array([difference.p for _, _, difference, _ in lines]))
-    return [Contrast(*line, holm=holm) for line, holm in zip(lines, corrected.tolist(), strict=True)]
+    return [Comparison(*line, holm=holm) for line, holm in zip(lines, corrected.tolist(), strict=True)]
 
 
 def _holm(p: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def page(summary: Summary, plots: Sequence[Plot], files: Sequence[str]) -> str:
                 "settings": tables.settings(summary),
             },
             plots={name: drawn.get(name) for name in ("bars", "paired", "fidelity", "bias")},
-            alike=[f"{line.a} and {line.b}" for line in summary.contrasts if not tables.differ(line)],
+            alike=[f"{line.a} and {line.b}" for line in summary.comparisons if not tables.differ(line)],
             same_experiment=same_experiment(about),
             published=[{"table": tables.published(p), "words": p.words} for p in PUBLISHED],
             shown=gallery(summary),
@@ -88,7 +88,7 @@ def _sections(summary: Summary, drawn: set[str]) -> dict[str, str]:
         "counts": "Odd rows and failures",
         "again": "How to run it again",
     }
-    empty = {name for name in ("bars", "bias") if name not in drawn} | ({"paired"} if not summary.contrasts else set())
+    empty = {name for name in ("bars", "bias") if name not in drawn} | (set() if summary.comparisons else {"paired"})
     return {name: title for name, title in titles.items() if name not in empty}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sld.evaluation.formatting import DASH, count, counts, interval, number, p_value, prompts
-from sld.evaluation.metrics import DRAWS, Contrast, Estimate
+from sld.evaluation.metrics import DRAWS, Comparison, Estimate
 from sld.evaluation.report.published import Published
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.tabular import NOTHING, Cell, Table, csv_text
@@ -90,7 +90,7 @@ def paired(summary: Summary) -> Table:
                 Cell(count(line.difference.only_b)),
                 Cell(count(line.difference.images), prompts([line.difference.prompts])),
             )
-            for line in summary.contrasts
+            for line in summary.comparisons
         ],
         (
             "Below each difference its 95 % interval, clustered by prompt. p: exact sign-flip test on prompts; "
@@ -101,7 +101,7 @@ def paired(summary: Summary) -> Table:
     )
 
 
-def differ(line: Contrast) -> bool:
+def differ(line: Comparison) -> bool:
     """Return whether two configurations differ: at the level of 5 %, corrected for all comparisons of the run."""
     return line.holm < 0.05
 
@@ -220,7 +220,7 @@ def paired_csv(summary: Summary) -> str:
             "holm": line.holm,
             "protocol": judged_by(summary),
         }
-        for line in summary.contrasts
+        for line in summary.comparisons
     ]
     fields = ("value", "low", "high", "images", "prompts", "only_a", "only_b", "mcnemar", "p")
     return csv_text(rows, ("a", "b", *fields, "dropped", "holm", "protocol"))
