@@ -60,7 +60,8 @@ PROTOCOLS = {
     "mini": Protocol(images=2),
     "row": Protocol(seeds="consecutive", row_guidance=True, row_size=True),
 }
-"""Protocols by name: the authors' evaluation, the settings of each row of I2P, and the authors' with fewer images."""
+"""Protocols by name: the authors' evaluation, the same with fewer images for the embedded sets, and that of I2P's rows,
+with the settings with which each prompt was found."""
 
 
 class Item(NamedTuple):

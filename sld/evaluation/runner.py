@@ -77,7 +77,9 @@ class Evaluation:
             raise ValueError(f"batch size must be at least 1; got {self.batch_size}")
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names):
-            raise ValueError(f"two classifiers of one name: {', '.join(names)}; another threshold is another run")
+            raise ValueError(
+                f"two classifiers of one name: {', '.join(names)}; judge with another threshold in another run"
+            )
         require_seeds(self.prompts.rows, self.protocol)
         for config in self.configurations.values():
             self.evaluations_of(config)  # an unknown sampler is an error here, and not after hours

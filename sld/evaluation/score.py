@@ -35,7 +35,9 @@ def score(
     """
     about = store.read_protocol(folder)
     if classifier.name in about["classifiers"]:
-        raise ValueError(f"{folder} was made with the classifier {classifier.name!r}; another cut is another run")
+        raise ValueError(
+            f"{folder} was made with the classifier {classifier.name!r}; judge with another threshold in another run"
+        )
     embedded = isinstance(classifier, JudgesEmbeddings) and classifier.embedder.protocol == about["embedder"]
     if not embedded and about["keep"] != "all":
         raise ValueError(
