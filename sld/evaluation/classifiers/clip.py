@@ -152,7 +152,7 @@ class CLIPTexts:
 
     @torch.no_grad()
     def embed(self, text: str) -> Tensor:
-        """Return the projected embedding (d,) of a text, on the CPU and not normalised. A text that is too long is cut."""
+        """Return the projected embedding (d,) of a text, on the CPU and not normalised. A long text is cut."""
         ids = self._ids(text)
         ids = [*ids[: self._tokens - 1], ids[-1]] if self.cut(text) else ids
         return self._model(input_ids=torch.tensor([ids], device=self._device)).text_embeds[0].cpu()

@@ -1,4 +1,4 @@
-"""The page of a report: one file that asks for nothing else, runs no script, and fits a phone and a dark screen.
+"""The page of a report: one file that loads no other file, runs no script, and suits phones and dark screens.
 
 What it looks like stands in `page.html.jinja`, `parts.html.jinja` and `page.css`. Here is gathered what it shows.
 """
@@ -108,7 +108,7 @@ def inline_plot(plot: Plot) -> Markup:
 
 
 def _environment() -> Environment:
-    """Return what reads the templates: every value is escaped, and a name that does not exist is an error."""
+    """Return the environment of the templates: every value is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

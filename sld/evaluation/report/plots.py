@@ -71,7 +71,7 @@ def bars(summary: Summary) -> Figure:
 
 
 def differences(summary: Summary) -> Figure:
-    """Draw each paired difference with its interval, hollow where there is no evidence of one."""
+    """Draw each paired difference with its interval. A difference that is not significant is hollow."""
     lines = summary.comparisons
     figure = Figure(figsize=(WIDTH, 0.8 + 0.24 * len(lines)))
     axes = figure.add_subplot()

@@ -45,7 +45,7 @@ class Maximum(NamedTuple):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near the pictures of a configuration are to those of the first one, and to their prompts.
+    """Distances of a configuration's pictures from those of the first one, and their agreement with prompts.
 
     Attributes:
         rms, ssim: means over the pictures that both have, of pixels in [0, 1]; None where there are none.
@@ -150,7 +150,7 @@ def summarise(results: Results) -> Summary:
 
 
 def _paired(decisions: Mapping[str, Decisions]) -> bool:
-    """Return whether each two configurations have a judged picture in common."""
+    """Return whether every pair of configurations has a judged picture in common."""
     return all(len(align(a, b).row) for a, b in combinations(decisions.values(), 2))
 
 
