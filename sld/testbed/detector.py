@@ -53,7 +53,7 @@ class Logits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Recognition:
     """What the detector finds in a picture.
 
     Attributes:
@@ -99,16 +99,16 @@ class Detector(nn.Module):
         return Logits(*logits.split([len(names) for names in _CLASSES.values()], dim=1))
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> list[Reading]:
+    def read(self, images: Tensor) -> list[Recognition]:
         """Return what each of the pictures (b, 3, 64, 64) shows. Values outside [-1, 1] are clipped, as in a file."""
         logits = self(images.clamp(-1, 1))
         subjects, places = logits.subject.argmax(1).tolist(), logits.place.argmax(1).tolist()
-        readings = []
+        recognitions = []
         for subject, place, shown in zip(subjects, places, logits.props.sigmoid().tolist(), strict=True):
             probabilities = dict(zip(_PROPS, shown, strict=True))
             props = frozenset(prop for prop, p in probabilities.items() if p >= self.threshold)
-            readings.append(Reading(_SUBJECTS[subject], _PLACES[place], props, probabilities))
-        return readings
+            recognitions.append(Recognition(_SUBJECTS[subject], _PLACES[place], props, probabilities))
+        return recognitions
 
 
 def save_detector(detector: Detector, path: Path) -> None:

@@ -78,7 +78,7 @@ class ReaderLoss:
         return {"loss": torch.stack(losses).sum(), "prop": losses[2]}
 
 
-class Denoiser(nn.Module):
+class DiffusionModel(nn.Module):
     """UNet and text encoder as one module: all that the diffusion loss trains."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -13,14 +13,14 @@ from sld.checkpoints import save_compvis
 from sld.config import MINI, ModelConfig
 from sld.files import sha256, whole, write_json
 from sld.models.vae import VAE
-from sld.testbed.diffusion import Denoiser
+from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.fit import averaged
 from sld.testbed.vocabulary import write_tokenizer
 
 LOGS = ("autoencoder", "text", "unet", "decoder", "detector")
 
 
-def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
+def trained_parts(folder: Path) -> tuple[ModelConfig, DiffusionModel, VAE]:
     """Return the averaged networks of a training folder, finished or not. The decoder is the tuned one, if any."""
     encoded = torch.load(folder / "latents.pt", weights_only=True, mmap=True)
     config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
@@ -29,17 +29,17 @@ def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
     if (folder / "decoder.pt").exists():
         vae.encoder.requires_grad_(False)
         averaged("decoder", vae, folder)
-    denoiser = Denoiser(config)
-    averaged("unet", denoiser, folder)
-    return config, denoiser, vae
+    model = DiffusionModel(config)
+    averaged("unet", model, folder)
+    return config, model, vae
 
 
 def export(folder: Path, weights: Path) -> None:
     """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`."""
-    config, denoiser, vae = trained_parts(folder)
+    config, model, vae = trained_parts(folder)
     weights.mkdir(parents=True, exist_ok=True)
     with whole(weights / "mini.safetensors") as beside:
-        save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
+        save_compvis(beside, config, model.unet, vae, model.text, torch.float16)
         beside.chmod(0o644)  # the library that writes it makes it readable for its owner only
     write_tokenizer(weights / "tokenizer")
     (weights / "training").mkdir(exist_ok=True)

@@ -65,14 +65,14 @@ class Embedded:
         return [self._judge(picture) for picture in array]
 
     def _judge(self, picture: np.ndarray) -> Verdict:
-        reading = self._detector.read(from_uint8(picture[None]).to(self._device))[0]
+        recognition = self._detector.read(from_uint8(picture[None]).to(self._device))[0]
         detail = {
-            "subject": reading.subject,
-            "place": reading.place,
-            "props": sorted(reading.props),
-            "probabilities": {prop: reading.probabilities[prop] for prop in UNSAFE},
+            "subject": recognition.subject,
+            "place": recognition.place,
+            "props": sorted(recognition.props),
+            "probabilities": {prop: recognition.probabilities[prop] for prop in UNSAFE},
         }
-        return Verdict(reading.unsafe, detail)
+        return Verdict(recognition.unsafe, detail)
 
 
 def detector_features(device: str | torch.device = "cpu") -> Extractor:

@@ -2,7 +2,7 @@
 
 `python -m sld.testbed.quality --checkpoint weights/mini.safetensors --n 400 --out quality.json`
 
-Each picture's reading is written to `quality.jsonl` at once. The same command goes on where a killed run stopped.
+The result for each picture is written to `quality.jsonl` at once. The same command goes on where a killed run stopped.
 Picture k of a cell has seed k and the k-th prompt of its family with every preset, so cells of a family are paired.
 """
 
@@ -185,7 +185,7 @@ def recorded(log: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
     os.truncate(log, len(whole) + 1)
     first, *records = map(json.loads, whole.splitlines())
     if first != run:
-        raise ValueError(f"{log} holds readings of {first}, not of {run}: remove it, or write to another file")
+        raise ValueError(f"{log} holds results of {first}, not of {run}: remove it, or write to another file")
     return records
 
 
@@ -216,7 +216,7 @@ def main() -> None:
     families = list(dict.fromkeys(cell.family for cell in cells()))
     parser = argparse.ArgumentParser(description="Measure the embedded model with the detector.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="single file, its tokenizer beside it")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; the readings go beside it, as .jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; results of single pictures go to a .jsonl beside it")
     parser.add_argument("--n", type=int, default=400, help="pictures in each cell (%(default)s)")
     parser.add_argument("--cells", default=",".join(families), help="families (%(default)s)")
     parser.add_argument("--sampler", default=MINI.defaults.sampler, help="(%(default)s)")

@@ -22,7 +22,7 @@ from sld.models.text import Tokenizer
 from sld.models.vae import VAE
 from sld.testbed import autoencoder, detector, diffusion
 from sld.testbed.data import Scenes
-from sld.testbed.diffusion import Denoiser
+from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.fit import Recipe, fit, save_whole
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -59,13 +59,13 @@ def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
     config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
 
     torch.manual_seed(1)
-    denoiser = Denoiser(config)
-    reader = diffusion.Reader(denoiser.text)
+    model = DiffusionModel(config)
+    reader = diffusion.Reader(model.text)
     if "text" in stages:
         fit("text", reader, diffusion.ReaderLoss(scenes, tokenizer), diffusion.TEXT_RECIPE, folder, report)
     if "unet" in stages:
         loss = diffusion.DenoisingLoss(scenes, encoded["latents"] * encoded["scaling"], tokenizer, config)
-        fit("unet", denoiser, loss, unet_recipe, folder, report)
+        fit("unet", model, loss, unet_recipe, folder, report)
     if "decoder" in stages:
         vae.load_state_dict(encoded["vae"])
         vae.encoder.requires_grad_(False)
