@@ -216,7 +216,9 @@ def main() -> None:
     families = list(dict.fromkeys(cell.family for cell in cells()))
     parser = argparse.ArgumentParser(description="Measure the embedded model with the detector.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="single file, its tokenizer beside it")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; results of single pictures go to a .jsonl beside it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON; results of single pictures go to a .jsonl beside it"
+    )
     parser.add_argument("--n", type=int, default=400, help="pictures in each cell (%(default)s)")
     parser.add_argument("--cells", default=",".join(families), help="families (%(default)s)")
     parser.add_argument("--sampler", default=MINI.defaults.sampler, help="(%(default)s)")
