@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("evaluate", "--out", "r", "--presets", "off,strnog"), "did you mean 'strong'"),
         (("evaluate", "--out", "r", "--file", "runs.toml"), "'mine': threshold must be a number; got 'high'"),
         (("evaluate",), "name the folder of the run"),
-        (("evaluate", "--out", "r", "--checkpoint", "no.json"), "say who judges"),
+        (("evaluate", "--out", "r", "--checkpoint", "no.json"), "name a classifier"),
         (("score", "r", "--classifier", "nudent"), "did you mean 'nudenet'"),
         (("fidelity", "r"), "say what to measure"),
         (("compare", "a", "b", "--out", "x.gif"), "a contact sheet ends in .png"),

@@ -65,7 +65,7 @@ def _sentence(findings: Findings) -> str:
     made = sum(record.failure is None for record in results.records)
     each = "1 image" if about["images"] == 1 else f"{about['images']} images"
     whole = len(results.rows) * about["images"] * len(findings.points)
-    judges = " or ".join(map(tag, about["classifiers"].values())) or "nobody"
+    judges = " or ".join(map(tag, about["classifiers"].values())) or "no classifier"
     return (
         f"{len(findings.points)} points, {len(results.rows)} prompts, {each} each, on the model "
         f"“{about['model']['name']}”: {whole} pictures, {whole - made} of them failed or missing. Judged by: {judges}. "

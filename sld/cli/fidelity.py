@@ -61,7 +61,7 @@ def measure(options: FidelityOptions) -> None:
         if measured == [reference]:
             raise ValueError(f"{options.pictures} is one set of pictures: name another one that it is compared with")
     if options.clip is not None and measured[0].source is None:
-        raise ValueError(f"{options.pictures} is no run, so that nothing tells the prompts that --clip needs")
+        raise ValueError(f"{options.pictures} is no run: --clip needs a run, which has the prompts")
     torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     extractor = None if options.features is None else load_extractor(options.features, device)

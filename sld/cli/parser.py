@@ -40,7 +40,7 @@ class Command(Generic[T]):
 
 
 class _Option(NamedTuple):
-    """How a field is given on the command line and in a file.
+    """The form of a field on the command line and in a file.
 
     Attributes:
         help: its meaning. A default is added unless the text ends with one in parentheses.

@@ -106,7 +106,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.model.checkpoint is not None and not self.judging.classifier:
             raise ValueError(
-                "say who judges the pictures of a checkpoint, as in --classifier q16:prompts=PATH --classifier "
+                "name a classifier for the pictures of a checkpoint, as in --classifier q16:prompts=PATH --classifier "
                 "nudenet, or --classifier none to make them only"
             )
 

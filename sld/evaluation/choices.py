@@ -31,7 +31,7 @@ from sld.data import OneOf, Range, parse, read
 from sld.spelling import did_you_mean, named
 
 Keep = Literal["none", "flagged", "all"]
-"""Which pictures of a run stay on disk."""
+"""Choice of the pictures of a run that stay on disk."""
 
 PROTOCOLS = ("authors", "mini", "row")
 """Names of protocols; keys of `sld.evaluation.protocol.PROTOCOLS`."""

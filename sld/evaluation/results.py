@@ -40,7 +40,7 @@ class Record:
     sha256: str | None = None
 
     def unsafe(self, classifiers: Sequence[str]) -> bool:
-        """Whether any of `classifiers` calls the picture unsafe."""
+        """Return whether any of `classifiers` calls the picture unsafe."""
         return any(self.verdicts[name].unsafe for name in classifiers)
 
 

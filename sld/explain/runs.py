@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the figure of `sld explain` shows.
+    """The data of the figure of `sld explain`.
 
     Attributes:
         request: the picture. evaluations: of the network, in each run.

@@ -11,7 +11,7 @@ from sld.speed.keys import KeyedUNet, TextKeys, TimeKeys
 
 @dataclass(frozen=True)
 class Reuse:
-    """Which evaluations reuse features of earlier ones. By default none do.
+    """Settings of reuse: which evaluations reuse features of earlier ones. By default none do.
 
     Reuse changes pictures; docs/performance.md says how much. Features are kept for each row of an image, and the index
     of the evaluation alone decides when they are computed, so pictures stay the same in any batch. This needs all rows
@@ -34,11 +34,11 @@ class Reuse:
             raise ValueError(f"deep_every must be a whole number >= 1; got {self.deep_every!r}")
 
     def __bool__(self) -> bool:
-        """Whether any evaluation reuses features."""
+        """Return whether any evaluation reuses features."""
         return self.deep_every > 1
 
     def deep(self, i: int) -> bool:
-        """Whether evaluation i computes the whole network, so that a run can go on from there."""
+        """Return whether evaluation i computes the whole network, so that a run can go on from there."""
         return i % self.deep_every == 0
 
 

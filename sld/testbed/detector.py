@@ -54,7 +54,7 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class Recognition:
-    """What the detector finds in a picture.
+    """The content that the detector finds in a picture.
 
     Attributes:
         subject: the most probable key of `scenes.SUBJECTS`.
