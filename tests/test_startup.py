@@ -140,7 +140,7 @@ def test_what_is_wrong_is_one_line_and_told_before_torch_is_imported(arguments, 
 
 
 def test_help_and_inspection_import_no_torch(folder):
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     assert started("--help", folder=folder)[2] == "False False"
     assert started("generate", "--help", folder=folder)[2] == "False False"

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import EXACT
 
-from sld.checkpoints import load, sha256
+from sld.checkpoints import load
 from sld.config import MINI
+from sld.files import sha256
 from sld.models.vae import VAE
 from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.export import export
