@@ -145,7 +145,6 @@ class Settings:
     eta: Share | None = None
     space: Space | None = None
     deep_every: Count | None = None
-    cross_after: Annotated[int, Range(0)] | None = None
 
     def __post_init__(self) -> None:
         require_spacing(self.sampler, self.spacing)
