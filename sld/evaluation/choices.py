@@ -27,7 +27,7 @@ from sld.choices import (
     Warmup,
     require_spacing,
 )
-from sld.data import OneOf, Range, parse, read
+from sld.data import OneOf, parse, read
 from sld.spelling import did_you_mean, named
 
 Keep = Literal["none", "flagged", "all"]
