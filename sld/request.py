@@ -118,3 +118,9 @@ def about(request: Request, pipe: Pipeline) -> dict[str, Any]:
         **pipe.unusual,
         "versions": {"sld": sld.__version__, "torch": torch.__version__},
     }
+
+
+def first_edition(exact_batch: bool) -> str:
+    """Say what the `exact_batch` of a record means, which the first edition wrote in place of numerics."""
+    nearest = "invariant" if exact_batch else "fast"
+    return f"exact_batch was {str(exact_batch).lower()} in the first edition (nearest to numerics {nearest})"

@@ -10,6 +10,7 @@ evaluation, a new module at the top, an exception that is no longer needed.
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -99,6 +100,14 @@ def test_every_module_has_its_place():
         f"{', '.join(new)} of sld has no line in MAY_IMPORT: add one that says what it may import, as little as it "
         "needs, and name it in the lines of those that may import it"
     )
+
+
+def test_every_package_is_installed():
+    """The list in pyproject.toml is that of the tree; an editable install works without it, a plain one does not."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("__init__.py")}
+    data = {"sld.evaluation.sets", "sld.weights"}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(packages | data)
 
 
 def test_arrows_point_down():

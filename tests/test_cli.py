@@ -84,7 +84,7 @@ def test_a_sidecar_makes_the_same_picture_again(made, tmp_path):
     run = sld("generate", "--again", made / f"{name}.json", "--out", tmp_path)
 
     assert run.returncode == 0 and not run.stderr
-    (again,) = tmp_path.glob("*.png")
+    again = tmp_path / f"{name}.png"
     # alone and in a batch of four, kernels may round a little differently
     assert np.abs(pixels(again).astype(int) - pixels(made / f"{name}.png")).max() <= 1
 
@@ -119,6 +119,33 @@ def test_a_sidecar_that_cannot_be_is_told_with_file_and_field(field, value, mess
 
     assert run.returncode == 2 and message in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("exact", "nearest"), [(False, "fast"), (True, "invariant")])
+def test_a_sidecar_of_the_first_edition_says_what_is_made_otherwise(exact, nearest, made, tmp_path):
+    """Mutants: exact_batch not looked at, numerics told as a second difference."""
+    sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-0.json").read_text())
+    del sidecar["numerics"]
+    (tmp_path / "old.json").write_text(json.dumps({**sidecar, "exact_batch": exact}))
+
+    run = here("generate", "--again", tmp_path / "old.json", "--numerics", nearest, "--out", tmp_path / "again")
+
+    assert run.returncode == 0 and (tmp_path / "again" / "old.png").exists()
+    (line,) = run.stderr.splitlines()
+    assert f"exact_batch was {str(exact).lower()} in the first edition (nearest to numerics {nearest})" in line
+    assert f"numerics are {nearest} now" in line
+
+
+def test_a_picture_with_cross_attention_kept_is_not_made_as_another_one(made, tmp_path):
+    """Mutant: cross_after dropped."""
+    sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-0.json").read_text())
+    sidecar["request"]["cross_after"] = 25
+    (tmp_path / "old.json").write_text(json.dumps(sidecar))
+
+    run = here("generate", "--again", tmp_path / "old.json", "--out", tmp_path / "out")
+
+    assert run.returncode == 2 and "cross-attention kept after evaluation 25" in run.stderr
+    assert "remove cross_after" in run.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_file_of_settings_has_the_types_of_the_options(tmp_path):

@@ -87,8 +87,8 @@ def _make(pipe: Pipeline, requests: list[Request], options: GenerateOptions) -> 
     from sld.batching import run
     from sld.request import about
 
-    preset = options.guidance.preset
-    names = _names(requests, preset)
+    preset = options.guidance.preset if options.again is None else "again"
+    names = _names(requests, preset) if options.again is None else [options.again.stem]
     pairs: dict[str, list[tuple[str, Any, Any]]] = {}
     evaluations = sum(_evaluations(pipe, request) for request in requests) * (1 + options.compare)
     with tqdm(total=evaluations, unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -127,11 +127,28 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _request_again(sidecar: dict[str, Any], where: str, pipe: Pipeline) -> Request:
-    """Return the request of a sidecar. Warn if the model or versions differ from those that made the picture."""
-    from sld.request import Request, about
+    """Return the request of a sidecar; warns where model or versions are not those that made the picture.
 
+    Raises:
+        ValueError: the request cannot be met, or is for the first edition's kept cross-attention.
+    """
+    from sld.request import Request, about, first_edition
+
+    if (kept := sidecar["request"].get("cross_after")) is not None:
+        raise ValueError(
+            f"{where}: the first edition made this picture with cross-attention kept after evaluation {kept} "
+            "(cross_after), an approximation that is gone: this picture cannot be made again; for the one without the "
+            "approximation, remove cross_after from the file"
+        )
     request = Request.from_dict(sidecar["request"], f"{where}: request")
     now = about(request, pipe)
+    if "exact_batch" in sidecar and "numerics" not in sidecar:
+        warnings.warn(
+            f"{first_edition(sidecar['exact_batch'])}, numerics are {pipe.numerics} now: the picture may differ",
+            stacklevel=2,
+        )
+        now = {key: value for key, value in now.items() if key != "numerics"}
+        sidecar = {key: value for key, value in sidecar.items() if key != "exact_batch"}
     for key in dict.fromkeys((*sidecar, *now)):
         if key != "request" and sidecar.get(key) != now.get(key):
             warnings.warn(

@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sld.files import write_json, write_whole
+from sld.request import first_edition
 
 PROTOCOL = "protocol.json"
 
@@ -100,9 +101,14 @@ def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(protocol))
     if changed := list(differences(before, now)):
         lines = "\n".join(f"  {name}: {_short(old)} before, {_short(new)} now" for name, old, new in changed)
-        raise ValueError(
-            f"{folder} holds a run of another protocol:\n{lines}\nGo on with the old one, or name another folder."
-        )
+        remedy = "Go on with the old one, or name another folder."
+        model = before.get("model", {})
+        if "exact_batch" in model and "numerics" not in model:
+            remedy = (
+                f"{first_edition(model['exact_batch'])}, so that its pictures and new ones would differ: name another "
+                "folder. `sld report` and `sld compare` read the old one as before."
+            )
+        raise ValueError(f"{folder} holds a run of another protocol:\n{lines}\n{remedy}")
 
 
 def read_protocol(folder: Path) -> dict[str, Any]:

@@ -85,6 +85,17 @@ def test_a_changed_protocol_is_refused_with_what_differs(tmp_path):
     assert json.loads((tmp_path / "protocol.json").read_text()) == before
 
 
+def test_a_run_of_the_first_edition_is_not_gone_on_with(tmp_path):
+    """Its protocol holds exact_batch in place of numerics. Mutant: the remedy for any other protocol."""
+    agree(tmp_path, {"images": 2, "model": {"name": "mini", "exact_batch": True}})
+
+    with pytest.raises(ValueError) as error:
+        agree(tmp_path, {"images": 2, "model": {"name": "mini", "numerics": "invariant"}})
+    assert 'model.numerics: absent before, "invariant" now' in str(error.value)
+    assert "exact_batch was true in the first edition (nearest to numerics invariant)" in str(error.value)
+    assert "name another folder" in str(error.value)
+
+
 def test_another_order_of_configurations_is_another_protocol(tmp_path):
     agree(tmp_path, {"configurations": {"off": 1, "max": 2}})
 

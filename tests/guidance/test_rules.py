@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EXACT, NETWORK
+from documents import ROOT, examples
 from guided import concept_rows, contrast, run
 from torch.testing import assert_close
 
@@ -205,8 +206,7 @@ def test_importing_the_package_loads_no_torch():
 
 
 def test_the_rule_that_contributing_shows_works_and_is_short():
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (code,) = examples(ROOT / "CONTRIBUTING.md", "A new rule")
     assert len(code.splitlines()) <= 40
     space: dict[str, Any] = {"__name__": "contributed"}
     exec(compile(code, "CONTRIBUTING.md", "exec", dont_inherit=True), space)

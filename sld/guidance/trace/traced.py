@@ -52,7 +52,7 @@ class Traced(Wrapping[TracedRows, TracedState, TracedParams]):
     """A rule together with a trace of what it does. The latents are those of the rule alone, bit for bit.
 
     The rule alone may leave idle rows out, a traced rule never does. For equal bits, the network must then give a row
-    the same bits in any batch ("invariant" numerics, see `Pipeline`).
+    the same bits in any batch (see `numerics` of `Pipeline`).
 
     Attributes:
         rule: the rule to trace, a `Traceable`.
