@@ -22,7 +22,7 @@ class Setup:
         config: of the model of random weights, which lies in `folder`.
         latent: side of the latents of the UNet's benchmark.
         steps, long_steps: of the sampler, in generations under Strong and under Weak.
-        pairs: how often a call of the UNet is timed on each side.
+        pairs: how often a call of the UNet, or a process, is timed on each side.
         runs: how often a generation is.
         quick: make few pictures with the embedded model too.
     """
