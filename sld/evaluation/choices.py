@@ -27,7 +27,7 @@ from sld.choices import (
     Warmup,
     require_spacing,
 )
-from sld.data import OneOf, Range, parse, read
+from sld.data import OneOf, parse, read
 from sld.spelling import did_you_mean, named
 
 Keep = Literal["none", "flagged", "all"]
@@ -145,7 +145,6 @@ class Settings:
     eta: Share | None = None
     space: Space | None = None
     deep_every: Count | None = None
-    cross_after: Annotated[int, Range(0)] | None = None
 
     def __post_init__(self) -> None:
         require_spacing(self.sampler, self.spacing)
