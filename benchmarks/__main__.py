@@ -1,8 +1,8 @@
 """`python -m benchmarks`: sld and diffusers side by side on the same random weights.
 
-`--quick` takes a model of a fifth of SD 1.5's width and half its depth, and small pictures: it shows in five minutes
-that every part runs, and its ratios are no measure of the real ones. Everything is printed, and with `--json FILE`
-written, as each part ends.
+`--quick` takes a model of a fifth of SD 1.5's width and half its depth, small pictures, and eager kernels in place of
+compiled ones. It shows in five minutes that every part runs; its ratios are no measure of the real ones. Everything is
+printed, and with `--json FILE` written, as each part ends.
 """
 
 from __future__ import annotations
