@@ -1,4 +1,4 @@
-"""What a model is, as data: frozen dataclasses, one value per level, and the published versions as constants."""
+"""Configs of models as frozen dataclasses, with the published versions as constants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMERICS: dict[str, str] = {
     "invariant": "an image has the same bits in any batch, in any order, on any number of processes",
     "fast": "every exact saving",
 }
-"""How numbers are made, and what that promises."""
+"""Numerics of a pipeline, and what each of them guarantees."""
 
 PAPER_CONCEPT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "
@@ -27,7 +27,7 @@ PAPER_CONCEPT = (
 
 
 class SamplerEntry(NamedTuple):
-    """What there is to know of a sampler without importing it.
+    """The description of a sampler, without importing it.
 
     Attributes:
         home: its class, as "module:class".
@@ -57,7 +57,7 @@ SAMPLERS: dict[str, SamplerEntry] = {
         "sld.samplers.dpmpp:DPMpp2M", ("linspace", "leading", "trailing"), "DPMSolverMultistepScheduler"
     ),
 }
-"""Every sampler by name. A new one is a file in `sld/samplers/` and a line here."""
+"""Samplers by name. A new one is a file in `sld/samplers/` and a line here."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A CLIP text transformer and how Stable Diffusion reads it.
+    """A CLIP text transformer, and its use in Stable Diffusion.
 
     Attributes:
         width, layers, heads, hidden: the transformer; `hidden` is the width inside its feed-forward layers.
@@ -175,7 +175,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What pictures of a checkpoint are made with where nobody asks for anything else.
+    """The defaults of a checkpoint, for all that a user does not set.
 
     Attributes:
         size: side of the pictures it was trained on, in pixels.
@@ -219,12 +219,12 @@ class ModelConfig:
     defaults: Defaults
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as stored in JSON."""
+        """Return nested plain values, as stored in JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; lists become tuples. Reads what the first edition wrote, too.
+        """Read the values of `to_dict`, also those of the first edition. Lists become tuples.
 
         Raises:
             ValueError: a field is missing or unknown.

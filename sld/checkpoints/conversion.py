@@ -1,4 +1,4 @@
-"""From our networks to files: a single file with CompVis' names, or a diffusers folder."""
+"""Writing of networks: as a single file with CompVis' names, or as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def convert(
     config: ModelConfig | str | None = None,
     use_ema: bool = False,
 ) -> None:
-    """Rewrite a checkpoint in the other format, or in the same one without what it holds beside the model.
+    """Rewrite a checkpoint in the other format, or in the same one without entries that are not of the model.
 
     Args:
         source: what `load` reads.
@@ -107,6 +107,6 @@ def save_diffusers(
 
 
 def _stored(part: Part, network: nn.Module, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors of a part as they stand in a file."""
+    """Return the tensors of a part as they are stored in a file."""
     state = network.state_dict()
     return {key_map.theirs[0]: key_map.write(state).to("cpu", dtype).contiguous() for key_map in part.key_maps(format)}

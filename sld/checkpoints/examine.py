@@ -1,4 +1,4 @@
-"""What a checkpoint is and how it meets the model it claims to be, found without reading a single weight.
+"""Examination of a checkpoint: its model, and the match of its keys and shapes. No weight is read.
 
 Importing this loads no torch; pickles do, when they are opened.
 """
@@ -29,7 +29,7 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint beside the model it should fill.
+    """An opened checkpoint with the model that it should fill.
 
     Attributes:
         path, format: what was opened, and how it is read.
@@ -54,7 +54,7 @@ class Checkpoint:
     averaged: bool
 
     def problems(self) -> list[str]:
-        """Every reason why this cannot be loaded, a line each; empty if it can."""
+        """All reasons why the checkpoint cannot be loaded, a line each; empty if it can."""
         lines = []
         for part in self.parts:
             if part.key not in self.files:
@@ -83,7 +83,7 @@ class Checkpoint:
         return lines
 
     def error(self) -> CheckpointError:
-        """All problems in one, with the likely cause."""
+        """One error for all problems, with the likely cause."""
         head = f"{self.path.name} does not match {self.config.name} read as '{self.format}'"
         lines = [f"  {line}" for line in self.problems()]
         return CheckpointError("\n".join([head, *lines, *(f"  {line}" for line in self._causes())]))
@@ -209,6 +209,6 @@ def _find_config(path: Path, file: WeightsFile | None) -> tuple[ModelConfig, Ori
 
 
 def _recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
-    """The published model of this text width. Nothing else in the shapes differs between the versions."""
+    """Return the published model of this text width. The versions differ in no other shape."""
     weight = tensors.get(_CROSS_ATTENTION)
     return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])

@@ -1,4 +1,4 @@
-"""The config files of a diffusers folder and the ModelConfig that they amount to."""
+"""The config files of a diffusers folder, read into a ModelConfig and written from one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model that a diffusers folder describes. It has a published name if it equals that model.
+    """Return the model that a diffusers folder describes. If it equals a published model, it has that name.
 
     Raises:
         CheckpointError: a config file is missing, or asks for what Stable Diffusion 1 and 2 do not have.
@@ -95,7 +95,7 @@ def _but_for_choices(config: ModelConfig) -> ModelConfig:
 
 
 def write_configs(folder: Path, config: ModelConfig) -> None:
-    """Inverse of `read_config`, in the form that diffusers reads. Makes the folders."""
+    """Write the config files that `read_config` and diffusers read. Missing folders are made."""
     unet, vae, text, schedule = config.unet, config.vae, config.texts[0], config.schedule
     defaults, entry = config.defaults, SAMPLERS[config.defaults.sampler]
     levels = len(vae.channels)

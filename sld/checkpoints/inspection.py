@@ -1,4 +1,4 @@
-"""What is in a checkpoint, told from its headers."""
+"""Inspection of a checkpoint by its headers."""
 
 from __future__ import annotations
 

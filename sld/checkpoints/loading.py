@@ -1,4 +1,4 @@
-"""From a checkpoint to the networks, tensor by tensor."""
+"""Loading of networks from a checkpoint, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sld.models.vae import VAE
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from.
+    """The source of a model.
 
     Attributes:
         path: what was loaded.
