@@ -122,4 +122,5 @@ class VAE(nn.Module):
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w) of the diffusion model."""
-        return self.decoder((x / self.config.scaling).to(self.dtype)).to(x.dtype)
+        # a product as in the original codes; diffusers' later pipelines divide, which rounds otherwise
+        return self.decoder((1 / self.config.scaling * x).to(self.dtype)).to(x.dtype)

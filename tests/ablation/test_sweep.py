@@ -23,7 +23,7 @@ SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
 
 @pytest.fixture(scope="module")
 def pipe():
-    return sld.load()
+    return sld.load(numerics="invariant")
 
 
 @pytest.fixture(scope="module")

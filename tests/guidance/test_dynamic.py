@@ -31,7 +31,7 @@ def rows_along(steps: list[ConceptPredictions], x: Tensor, i: int) -> ConceptPre
 
 def chain(rule: DynamicNegativeGuidance, eta: float = 1.0, params=None, batch: int = 2):
     """Latents, guided predictions and posteriors of a run, and everything an oracle needs beside."""
-    sampler = DDIM.trailing(SCHEDULE, STEPS, eta)
+    sampler = DDIM.trailing(SCHEDULE, STEPS, eta=eta)
     path = SCHEDULE.path([int(t) for t in sampler.timesteps])
     steps, draws = concept_rows(1, batch, steps=STEPS), concept_rows(0, batch, steps=STEPS, seed=1)
     x = concept_rows(0, batch, steps=1, seed=2)[0].text
@@ -41,7 +41,8 @@ def chain(rule: DynamicNegativeGuidance, eta: float = 1.0, params=None, batch: i
     for i in range(STEPS):
         rows = rows_along(steps, x, i)
         eps_hat, state = rule(rows, state, torch.tensor(i), params)
-        y, sampler_state = sampler.step(i, x, eps_hat, sampler_state, draws[i].text)
+        estimate = SCHEDULE.estimate(eps_hat, x, SCHEDULE.level(sampler.timesteps[i]))
+        y, sampler_state = sampler.step(i, x, estimate, sampler_state, draws[i].text)
         moves.append((rows, eps_hat, x, y, path[i], path[i + 1], state.log_ratio))
         a, b = Level.of(path[i]), Level.of(path[i + 1])
         state = rule.moved(rows, state, torch.tensor(i), x, y, a, b, params)

@@ -13,7 +13,7 @@ import torch
 from conftest import ALGORITHM, EXACT, NETWORK
 from diffusers.pipelines.deprecated.semantic_stable_diffusion import SemanticStableDiffusionPipeline
 from guided import STEPS, concept_rows, contrast, images, run, run_each
-from reference import SCHEDULERS, safe_pipeline, with_reference_unet
+from reference import SCHEDULERS, safe_pipeline
 from torch.testing import assert_close
 
 import sld
@@ -38,7 +38,7 @@ def pipes(tmp_path_factory):
     parts = (safe.vae, safe.text_encoder, safe.tokenizer, safe.unet, safe.scheduler)
     semantic = SemanticStableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
     semantic.set_progress_bar_config(disable=True)
-    return semantic, with_reference_unet(sld.load(folder / "model"), safe)
+    return semantic, sld.load(folder / "model")
 
 
 def reference_latents(pipe, rule: SEGA, sampler: str, steps: int) -> list[torch.Tensor]:

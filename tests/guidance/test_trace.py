@@ -41,7 +41,7 @@ from sld.guidance import (
 from sld.guidance.readings import clamp_as_printed, printed_mask
 from sld.guidance.rules import READINGS
 from sld.guidance.trace import EVERYWHERE, NOBODY, QUANTILES, Measures, Trace, Traced, driver
-from sld.samplers import make_sampler
+from sld.samplers import Estimate, make_sampler
 from sld.state import SampleState
 
 STEPS = 8
@@ -140,7 +140,7 @@ def test_a_traced_step_compiles_in_one_piece_and_once(pipe, name):
 
     def step(i, x, predicted, state, after):
         eps_hat, state = traced(traced.split(predicted), state, i, params)
-        x, after = sampler.step(i, x, eps_hat, after)
+        x, after = sampler.step(i, x, Estimate(eps_hat, eps_hat, x - eps_hat), after)
         return x, state, after
 
     ends = []
