@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import by_turns, seconds
+from benchmarks.measure import by_turns, spent
 from benchmarks.setup import Setup
 from benchmarks.sides import Work, difference, our_pictures, ours, their_pictures, theirs
 from sld.guidance import STRONG, WEAK, Guidance, SafeLatentGuidance, Sparse
@@ -29,16 +29,18 @@ PRICES: dict[str, tuple[Guidance[Any, Any, Any], Reuse]] = {
 def run(setup: Setup) -> dict[str, Any]:
     """SLD against StableDiffusionPipelineSafe: eager and compiled, Strong and Weak; and the price of plain CFG.
 
-    On a CPU ours has Winograd's form of the UNet's convolutions, but for "direct".
+    Ours has "fast" numerics, and on a CPU Winograd's form of the UNet's convolutions, but for "direct".
     """
     device, side = setup.device, setup.latent * 8
     strong, weak = Work(STRONG, "pndm", setup.steps, side), Work(WEAK, "ddim", setup.long_steps, side)
     first, second = replace(strong, steps=2), replace(strong, steps=3)  # after two numbers of steps any will do
-    direct = ours(setup.folder, device, setup.dtype)
+    direct = ours(setup.folder, device, setup.dtype, numerics="fast")
     eager = direct.winograd() if device.kind == "cpu" else direct
     results: dict[str, Any] = {}
 
-    def compare(name: str, pipe: Pipeline, other: Any, work: Work, rule: Any = None, reuse: Reuse = NO_REUSE) -> float:
+    def compare(
+        name: str, pipe: Pipeline, other: Any, work: Work, rule: Any = None, reuse: Reuse = NO_REUSE
+    ) -> float | str:
         made: list[Tensor] = []
         timing = by_turns(
             device,
@@ -59,12 +61,12 @@ def run(setup: Setup) -> dict[str, Any]:
     results["ratio_generate_weak"] = compare("generate_weak", eager, safe, weak)
 
     compiled = eager.compile(**setup.compiler)
-    results["first_compiled_picture_s"] = seconds(device, lambda: our_pictures(compiled, first))
+    results["first_compiled_picture_s"] = spent(device, lambda: our_pictures(compiled, first))._asdict()
     our_pictures(compiled, second)
     over_eager = compare("generate_compiled_over_eager", compiled, safe, strong)
     results["ratio_generate_compiled_over_eager"] = over_eager
     safe.unet = torch.compile(safe.unet, **setup.compiler)
-    results["first_compiled_picture_of_diffusers_s"] = seconds(device, lambda: their_pictures(safe, first))
+    results["first_compiled_picture_of_diffusers_s"] = spent(device, lambda: their_pictures(safe, first))._asdict()
     results["ratio_generate_compiled"] = compare("generate_compiled", compiled, safe, strong)
 
     plain = theirs(setup.folder, device, setup.dtype, safe=False)

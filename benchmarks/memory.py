@@ -13,17 +13,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.live import LiveBytes, half_by_default
 from benchmarks.setup import Setup
+from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.speed.keys import KeyedUNet
 
 
 @torch.no_grad()
 def run(setup: Setup) -> dict[str, Any]:
     """Bytes of weights, and the most beside them in a step of three rows and in decoding one picture of full size.
 
-    Tensors have sizes and no contents. A whole run of ours is accounted for in `tests/test_pipeline_memory.py`; what
-    lives between steps is small.
+    A step of ours is taken with "reference" numerics and with "fast" ones. Tensors have sizes and no contents. A whole
+    run of ours is accounted for in `tests/test_pipeline_memory.py`; what lives between steps is small.
     """
     config, side = setup.config, setup.config.defaults.size // setup.config.vae.factor
     with FakeTensorMode(allow_non_fake_inputs=True), half_by_default():
@@ -31,9 +33,11 @@ def run(setup: Setup) -> dict[str, Any]:
         their_unet, their_vae = _made(UNet2DConditionModel, setup, "unet"), _made(AutoencoderKL, setup, "vae")
         x, features = torch.randn(1, config.unet.latent, side, side), torch.randn(3, 77, config.unet.context)
         t = torch.tensor(421)
-        keys, rows = unet.text_keys(features), x.repeat(3, 1, 1, 1)
+        rows, cond, keyed = x.repeat(3, 1, 1, 1), Cond(features), KeyedUNet(unet)
+        time, keys = keyed.time_keys(t), keyed.text_keys(cond)
         calls: dict[str, tuple[nn.Module, Callable[[], Any]]] = {
-            "step_bytes_ours": (unet, lambda: unet(x, t, keys)),
+            "step_bytes_ours": (unet, lambda: unet(rows, t, cond)),
+            "step_bytes_ours_fast": (unet, lambda: keyed(x, time, keys)),
             "step_bytes_theirs": (their_unet, lambda: their_unet(rows, t, features).sample),
             "decode_bytes_ours": (vae, lambda: vae.decode(x)),
             "decode_bytes_theirs": (their_vae, lambda: their_vae.decode(x).sample),

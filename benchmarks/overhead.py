@@ -10,17 +10,17 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import sld
+from benchmarks.measure import Device, Spent, spent
 from sld import images
 from sld.batching import batches
 from sld.evaluation import store
@@ -35,6 +35,7 @@ from sld.pipeline import Pipeline
 from sld.request import Request
 from sld.samplers import make_sampler
 
+CPU = Device("cpu")
 CONFIGURATIONS = ("off", "weak", "medium", "strong", "max")
 IMAGES = 10
 BATCH = 16
@@ -44,27 +45,6 @@ MADE = 2
 BATCHES = (3, 8, 16)
 COMPARED = 16
 """Pictures made alone and in batches."""
-
-
-class Spent(NamedTuple):
-    """Seconds: by the clock, and of the processor."""
-
-    clock: float = 0.0
-    processor: float = 0.0
-
-    @classmethod
-    def now(cls) -> Spent:
-        """Since some moment in the past."""
-        return cls(time.perf_counter(), time.process_time())
-
-    def plus(self, other: Spent) -> Spent:
-        return Spent(self.clock + other.clock, self.processor + other.processor)
-
-    def since(self, other: Spent) -> Spent:
-        return Spent(self.clock - other.clock, self.processor - other.processor)
-
-    def over(self, n: float) -> Spent:
-        return Spent(self.clock / n, self.processor / n)
 
 
 @dataclass
@@ -89,16 +69,9 @@ class Timed:
         return verdicts
 
 
-def spent(of: Callable[[], object]) -> Spent:
-    """How long a call takes."""
-    start = Spent.now()
-    of()
-    return Spent.now().since(start)
-
-
 def paper_like(rows: int, judge: Classifier) -> Evaluation:
     """A run of the paper's shape: five configurations, ten images, so many rows of mini-I2P's prompts over and over."""
-    pipe = sld.load()
+    pipe = sld.load(numerics="invariant")
     template = Request(
         prompt="",
         concept=pipe.config.defaults.concept,
@@ -149,7 +122,7 @@ def overhead(folder: Path, recorded: int) -> dict[str, Any]:
     times: dict[str, Spent] = defaultdict(Spent)
 
     def make(number: int) -> None:
-        preparing = spent(lambda: evaluation.tasks(number))
+        preparing = spent(CPU, lambda: evaluation.tasks(number))
         ticks, judge.spent = [Spent.now()], Spent()
         made = make_chunk(evaluation, number, lambda _: ticks.append(Spent.now()))
         store_chunk(evaluation, folder, number, made)
@@ -164,13 +137,13 @@ def overhead(folder: Path, recorded: int) -> dict[str, Any]:
 
     make(chunks)  # also warms up
     times.clear()
-    write = spent(lambda: record(evaluation, folder, chunks, chunks))
+    write = spent(CPU, lambda: record(evaluation, folder, chunks, chunks))
     for number in range(chunks, chunks + MADE):
         make(number)
     pictures = MADE * per_chunk
-    scan = spent(lambda: [n for n in range(chunks) if not finished(evaluation, folder, n)])
-    read = spent(lambda: read_results(folder))
-    report = spent(lambda: write_report(read_results(folder), folder / "report")).since(read)
+    scan = spent(CPU, lambda: [n for n in range(chunks) if not finished(evaluation, folder, n)])
+    read = spent(CPU, lambda: read_results(folder))
+    report = spent(CPU, lambda: write_report(read_results(folder), folder / "report")).since(read)
     each = {what: value.over(pictures) for what, value in times.items()}
     own = each["noise and requests"].plus(each["distances, records and files"]).plus(scan.over(recorded))
     files = [p.stat().st_size for p in (folder / "chunks").iterdir()]

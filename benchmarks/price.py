@@ -22,7 +22,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import sld
-from benchmarks.measure import seconds
+from benchmarks.measure import Spent, in_rounds
 from benchmarks.setup import Setup
 from sld.ablation.labels import label_points
 from sld.ablation.plots import PANEL, WIDE, front
@@ -41,21 +41,20 @@ BATCH, ROUNDS = 16, 5
 
 
 def run(setup: Setup) -> dict[str, Any]:
-    """Seconds of a picture in a batch, and rows of the network for it, of every point; points take turns."""
+    """Seconds of a picture in a batch, and rows of the network for it, of every point; points take turns.
+
+    Pictures are made with the numerics of `sld ablate`.
+    """
     device = setup.device
-    pipe = sld.load(device=device.torch)
+    pipe = sld.load(device=device.torch, numerics="invariant")
     batch, rounds, steps = (2, 1, 4) if device.dry or setup.quick else (BATCH, ROUNDS, 50)
     rows = read_prompts("mini-i2p").rows[:batch]
     points = {
         name: [replace(point, prompt=row.prompt, seed=k, steps=steps) for k, row in enumerate(rows)]
         for name, point in requests(pipe).items()
     }
-    for requested in points.values():
-        make(pipe, requested)
-    taken: dict[str, list[float]] = {name: [] for name in points}
-    for _ in range(rounds):
-        for name, requested in points.items():
-            taken[name].append(seconds(device, lambda requested=requested: make(pipe, requested)))
+    ways = {name: partial(make, pipe, requested) for name, requested in points.items()}
+    taken = in_rounds(device, ways, rounds)
     return {"price": {name: _priced(pipe, points[name], taken[name]) for name in points}}
 
 
@@ -69,12 +68,13 @@ def requests(pipe: Pipeline) -> dict[str, Request]:
     }
 
 
-def _priced(pipe: Pipeline, requested: list[Request], taken: list[float]) -> dict[str, float]:
-    n, rows = len(requested), network_rows(pipe, requested)
+def _priced(pipe: Pipeline, requested: list[Request], taken: list[Spent]) -> dict[str, float]:
+    n, rows, clock = len(requested), network_rows(pipe, requested), [s.clock for s in taken]
     return {
-        "seconds": statistics.median(taken) / n,
-        "least": min(taken) / n,
-        "most": max(taken) / n,
+        "seconds": statistics.median(clock) / n,
+        "least": min(clock) / n,
+        "most": max(clock) / n,
+        "processor_seconds": statistics.median(s.processor for s in taken) / n,
         "rows": rows.computed / n,
         "shallow": rows.shallow / n,
     }

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from benchmarks.measure import Timing
+import torch
+
+from benchmarks.measure import Spent, Timing, by_turns
 from benchmarks.setup import Setup
 
 HEAD = """
-import sys, time
 from pathlib import Path
 import torch
-from benchmarks.measure import Device
+from benchmarks.measure import Device, Spent
 from benchmarks import sides
 torch.set_num_threads({threads})
 folder, cpu = Path({folder!r}), Device("cpu")
 """
 
 LOAD = """
-start = time.perf_counter()
+start = Spent.now()
 pipe = {pipe}
 networks = {networks}
 touched = sum(p.flatten()[::512].sum().item() for n in networks for p in n.parameters())  # mapped pages count when read
-print(time.perf_counter() - start)
+print(*Spent.now().since(start))
 """
 
 PEAK = """
@@ -53,38 +54,35 @@ SIDES = {
 def run(setup: Setup) -> dict[str, Any]:
     """Seconds from a folder of float32 safetensors to a ready model, peak resident memory, seconds to a first word."""
     results: dict[str, Any] = {}
-    loading = Timing(*(list(pair) for pair in zip(*(_both(setup, LOAD) for _ in range(setup.pairs)), strict=True)))
+    loaded: dict[str, list[Spent]] = {side: [] for side in SIDES}
+    pairs = 1 if setup.quick else setup.pairs
+    for k in range(pairs):
+        for side in sorted(SIDES, reverse=k % 2 == 1):
+            loaded[side].append(Spent(*_printed(setup, LOAD, SIDES[side])))
+    loading = Timing(loaded["ours"], loaded["theirs"])
     results["load"] = loading.to_dict()
     results["ratio_load"] = loading.ratio
 
-    ours, theirs = _both(setup, PEAK)
-    with_winograd = _printed(setup, PEAK, SIDES["ours"] | {"pipe": "sides.ours(folder, cpu).winograd()"})
+    (ours,), (theirs,) = (_printed(setup, PEAK, SIDES[side]) for side in ("ours", "theirs"))
+    (with_winograd,) = _printed(setup, PEAK, SIDES["ours"] | {"pipe": "sides.ours(folder, cpu).winograd()"})
     results["peak_memory_bytes"] = {"ours": ours, "ours_with_winograd": with_winograd, "theirs": theirs}
     results["ratio_peak_memory"] = theirs / ours
 
     commands = [sys.executable, "-m", "sld", "--help"], [sys.executable, "-c", "import diffusers"]
-    start_up = Timing(*([_wall(command) for _ in range(setup.pairs)] for command in commands))
+    first_words = (partial(_finish, command) for command in commands)
+    start_up = by_turns(setup.device, *first_words, pairs, warm=not setup.quick)
     results["start_up"] = start_up.to_dict()
     results["ratio_start_up"] = start_up.ratio
     return results
 
 
-def _both(setup: Setup, code: str) -> tuple[float, float]:
-    """What the code prints on our side and on theirs."""
-    return _printed(setup, code, SIDES["ours"]), _printed(setup, code, SIDES["theirs"])
-
-
-def _printed(setup: Setup, code: str, names: Mapping[str, str]) -> float:
-    """The number that the code prints in a process of its own."""
-    import torch
-
+def _printed(setup: Setup, code: str, names: Mapping[str, str]) -> list[float]:
+    """The numbers that the code prints in a process of its own."""
     head = HEAD.format(threads=torch.get_num_threads(), folder=str(setup.folder))
     script = head + code.format(pixels=setup.latent * 8, **names)
     made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    return float(made.stdout.split()[-1])
+    return [float(number) for number in made.stdout.splitlines()[-1].split()]
 
 
-def _wall(command: list[str]) -> float:
-    start = time.perf_counter()
+def _finish(command: list[str]) -> None:
     subprocess.run(command, capture_output=True, check=True)
-    return time.perf_counter() - start

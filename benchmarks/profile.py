@@ -13,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.setup import Setup
 from benchmarks.sides import ours
 from sld.guidance import STRONG, SafeLatentGuidance
-from sld.models.unet import UNet
+from sld.models.denoiser import Cond
 from sld.samplers import make_sampler
+from sld.speed.keys import KeyedUNet
 
 KINDS = {
     "convolutions": ("convolution", "cudnn", "mkldnn"),
@@ -30,7 +31,7 @@ KINDS = {
 def run(setup: Setup) -> dict[str, Any]:
     """Shares of one step's time, and of what is no product, convolution or attention; on CUDA also its kernels."""
     device = setup.device
-    pipe = ours(setup.folder, device, setup.dtype)
+    pipe = ours(setup.folder, device, setup.dtype, numerics="fast")
     steps = make_sampler("ddim", pipe.schedule, 3)
     states = pipe.sample("a fox", sampler=steps, guidance=SafeLatentGuidance(STRONG), size=setup.latent * 8)
     next(states), next(states)  # the text is encoded, and its keys are made
@@ -52,7 +53,7 @@ def run(setup: Setup) -> dict[str, Any]:
     if device.kind == "cuda":
         results["kernels_per_step"] = launches
     if not device.real_cuda:
-        results["shares_by_block"] = _by_block(setup, pipe.unet)
+        results["shares_by_block"] = _by_block(setup, KeyedUNet(pipe.unet))
     return results
 
 
@@ -61,20 +62,21 @@ def _kind(name: str) -> str:
 
 
 @torch.no_grad()
-def _by_block(setup: Setup, unet: UNet) -> dict[str, float]:
+def _by_block(setup: Setup, keyed: KeyedUNet) -> dict[str, float]:
     """Shares of a call of three rows, by the clock, blocks one after another."""
     x = torch.randn(1, setup.config.unet.latent, setup.latent, setup.latent)
-    t, keys = unet.time_keys(torch.tensor(421)), unet.text_keys(torch.randn(3, 77, setup.config.unet.context))
+    cond = Cond(torch.randn(3, 77, setup.config.unet.context))
+    time_keys, text_keys = keyed.time_keys(torch.tensor(421)), keyed.text_keys(cond)
     parts: dict[str, list[nn.Module]] = {
-        "conv_in": [unet.conv_in],
-        "mid.res": list(unet.mid.res),
-        "mid.attn": [unet.mid.attn],
+        "conv_in": [keyed.unet.conv_in],
+        "mid.res": list(keyed.mid),
+        "mid.attn": [keyed.mid_attn],
     }
-    for name, levels in (("down", unet.down), ("up", unet.up)):
+    for name, levels in (("down", keyed.down), ("up", keyed.up)):
         for k, level in enumerate(levels):
             parts[f"{name}[{k}].res"], parts[f"{name}[{k}].attn"] = list(level.res), list(level.attn)
             parts[f"{name}[{k}].resample"] = [level.resample] if level.resample else []
-    parts["out"] = [unet.norm_out, unet.conv_out]
+    parts["out"] = [keyed.unet.norm_out, keyed.unet.conv_out]
     spent: dict[str, float] = defaultdict(float)
     hooks = []
     for name, modules in parts.items():
@@ -87,10 +89,10 @@ def _by_block(setup: Setup, unet: UNet) -> dict[str, float]:
 
         for module in modules:
             hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    unet(x, t, keys)
+    keyed(x, time_keys, text_keys)
     spent.clear()
     start = time.perf_counter()
-    unet(x, t, keys)
+    keyed(x, time_keys, text_keys)
     whole = time.perf_counter() - start
     for hook in hooks:
         hook.remove()

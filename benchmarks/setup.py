@@ -22,9 +22,9 @@ class Setup:
         config: of the model of random weights, which lies in `folder`.
         latent: side of the latents of the UNet's benchmark.
         steps, long_steps: of the sampler, in generations under Strong and under Weak.
-        pairs: how often a call of the UNet is timed on each side.
+        pairs: how often a call of the UNet, or a process, is timed on each side.
         runs: how often a generation is.
-        quick: make few pictures with the embedded model too.
+        quick: take few of everything, to see that all parts run.
     """
 
     device: Device
@@ -40,7 +40,9 @@ class Setup:
 
     @property
     def compiler(self) -> dict[str, Any]:
-        """Options of torch.compile."""
+        """Options of torch.compile. In a quick run eager kernels run the graphs: compiling takes minutes."""
         if self.device.dry:
             return {"disable": True}
+        if self.quick:
+            return {"backend": "eager"}
         return {"mode": "reduce-overhead"} if self.device.kind == "cuda" else {}

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import sld
 from benchmarks.measure import Device
-from sld.checkpoints import save_diffusers
+from sld import checkpoints
 from sld.config import SD15, ModelConfig
 from sld.embedded import embedded_checkpoint
 from sld.guidance import SLDConfig, guidance_for
@@ -32,11 +32,18 @@ FULL = replace(SD15, text=replace(SD15.text, vocabulary=833))
 SMALL = replace(
     FULL,
     name="small",
-    unet=replace(SD15.unet, channels=(64, 128, 256, 256)),
-    vae=replace(SD15.vae, channels=(32, 64, 64, 64)),
+    unet=replace(
+        SD15.unet,
+        channels=(64, 128, 256),
+        attention=(True, True, False),
+        heads=(8, 8, 8),
+        depth=(1, 1, 1),
+        res_blocks=1,
+    ),
+    vae=replace(SD15.vae, channels=(32, 64, 64, 64), res_blocks=1),
     text=replace(FULL.text, layers=2),
 )
-"""SD 1.5's shape with a fifth of its width."""
+"""SD 1.5's shape with a fifth of its width and about half its depth."""
 
 TINY = replace(
     SMALL,
@@ -57,11 +64,21 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
-def write_model(config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def write_model(config: ModelConfig, folder: Path) -> None:
     """A model of random weights in `folder`, with the embedded model's tokenizer."""
     torch.manual_seed(0)
-    networks = UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
-    save_diffusers(folder, config, *networks, dtype=dtype, tokenizer=embedded_checkpoint().parent / "tokenizer")
+    _write(folder, config, UNet(config.unet), VAE(config.vae), TextEncoder(config.text))
+
+
+def write_embedded(folder: Path) -> None:
+    """The embedded model in `folder`."""
+    parts = checkpoints.load(embedded_checkpoint())
+    _write(folder, parts.config, parts.unet, parts.vae, parts.text)
+
+
+def _write(folder: Path, config: ModelConfig, *networks: Any) -> None:
+    tokenizer = embedded_checkpoint().parent / "tokenizer"
+    checkpoints.save_diffusers(folder, config, *networks, dtype=torch.float32, tokenizer=tokenizer)
     settings = folder / "tokenizer" / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": config.text.tokens}))
 

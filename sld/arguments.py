@@ -1,4 +1,4 @@
-"""Arguments that may be given once for a batch, or once per image."""
+"""Arguments that are given once for a batch, or once per image."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 def batch_size(**arguments: str | int | Sequence[str] | Sequence[int]) -> int:
-    """The number of images that arguments given once or per image describe.
+    """Return the number of images that arguments given once or per image describe.
 
     Raises:
-        ValueError: they describe different numbers, or none at all.
+        ValueError: the arguments describe different numbers of images, or no image.
     """
     lengths = {name: len(v) for name, v in arguments.items() if _per_image(v)}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -22,15 +22,15 @@ def batch_size(**arguments: str | int | Sequence[str] | Sequence[int]) -> int:
 
 
 def spread(value: T | Sequence[T], batch: int) -> list[T]:
-    """One value per image, of an argument given once or per image."""
+    """Return one value per image for an argument given once or per image."""
     return list(value) if _per_image(value) else [value] * batch  # type: ignore[list-item]
 
 
 def checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
-    """The seeds themselves.
+    """Return the seeds as they are.
 
     Raises:
-        ValueError: one is not a whole number in [0, 2**64).
+        ValueError: a seed is not a whole number in [0, 2**64).
     """
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:

@@ -1,4 +1,4 @@
-"""Which requests are sampled together, and sampling them."""
+"""Batches of requests: which requests are sampled together, and their sampling."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor
 from sld.guidance import READINGS, ClassifierFreeGuidance, Guidance, SafeLatentGuidance
 from sld.pipeline import Pipeline, texts_of
 from sld.request import Request
-from sld.samplers import make_sampler
 from sld.speed.rows import Rows, count, plan
 
 
 def batches(requests: Sequence[Request], size: int | None = None) -> list[list[int]]:
-    """Indices of requests that can be sampled together, at most `size` at once; None for no bound.
+    """Return indices of requests in batches that can be sampled together, at most `size` each; None for no bound.
 
     Those that begin alike, such as one prompt and seed under several presets, stand together, so that they can share
     what the network computes for them (`sld.rows`); where a batch ends, they are kept in one if they fit. Equal
@@ -41,12 +40,12 @@ def batches(requests: Sequence[Request], size: int | None = None) -> list[list[i
 
 
 def network_rows(pipe: Pipeline, requests: Sequence[Request], size: int | None = None) -> Rows:
-    """Rows of the network: what the requests' own rules ask for, and what is computed in batches of at most `size`."""
+    """Count network rows: those that the requests' rules ask for, and those computed in batches of at most `size`."""
     beginnings, asked, computed, shallow = _beginnings(requests), 0, 0, 0
     for members in batches(requests, size):
         batch = [requests[k] for k in members]
         first, guidance = batch[0], guidance_of(batch)
-        sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
+        sampler = first.make_sampler(pipe.schedule)
         texts = texts_of(guidance, *zip(*((r.prompt, r.negative, r.concept) for r in batch), strict=True))
         starts = [beginnings[k] for k in members]
         steps, reuse = len(sampler.timesteps), first.reuse
@@ -61,7 +60,7 @@ def network_rows(pipe: Pipeline, requests: Sequence[Request], size: int | None =
 
 
 def _beginnings(requests: Sequence[Request]) -> list[Hashable]:
-    """Equal for requests whose pictures begin alike; of equal requests each is another image."""
+    """Return keys that are equal for requests with equal first evaluations. Equal requests are different images."""
     seen: Counter[Request] = Counter()
     made: list[Hashable] = []
     for request in requests:
@@ -71,7 +70,7 @@ def _beginnings(requests: Sequence[Request]) -> list[Hashable]:
 
 
 def _gather(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """Numbers of equal key together, in the order in which they come."""
+    """Return numbers grouped by key, in their order."""
     groups: dict[Hashable, list[int]] = {}
     for k in numbers:
         groups.setdefault(key(k), []).append(k)
@@ -84,7 +83,7 @@ def run(
     progress: Callable[[int], object] | None = None,
     noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Pictures (n, 3, H, W), about [-1, 1], for requests of one size, batched where they share sampler and rule.
+    """Return pictures (n, 3, H, W), about [-1, 1], for requests of one size, in batches of one sampler and rule.
 
     Args:
         pipe: the model.
@@ -99,7 +98,7 @@ def run(
     for members in batches(requests):
         batch = [requests[k] for k in members]
         first = batch[0]
-        sampler = make_sampler(first.sampler, pipe.schedule, first.steps, first.spacing, first.eta)
+        sampler = first.make_sampler(pipe.schedule)
         states = pipe.sample(
             [r.prompt for r in batch],
             [r.seed for r in batch],
@@ -121,7 +120,7 @@ def run(
 
 
 def _batch_key(request: Request) -> Hashable:
-    """What requests must have in common to be sampled as one batch. Plain guidance goes with SLD's usual reading."""
+    """Return the key that requests of one batch have in common. Plain guidance goes with SLD's usual reading."""
     shared = (
         request.sampler,
         request.spacing,
@@ -142,7 +141,7 @@ def _reading(request: Request) -> str:
 
 
 def guidance_of(batch: Sequence[Request]) -> Guidance[Any, Any, Any]:
-    """The rule for requests that `batches` puts together."""
+    """Return the rule for requests of one batch."""
     first = batch[0]
     if first.rule is not None:
         return first.rule

@@ -1,7 +1,7 @@
-"""What is chosen by name or has a range, for command lines, files and sidecars. Importing this loads no torch.
+"""Names and ranges that command lines, files and sidecars share. Importing this loads no torch.
 
-The things themselves stand where they are computed, some of them in modules that import torch; `tests/test_choices.py`
-holds the names here equal to theirs. Types with a `Range` or a `OneOf` are for `sld.data`.
+What the names stand for is defined elsewhere, in part in modules that import torch. `tests/test_choices.py` compares
+the names with these definitions. Types with a `Range` or a `OneOf` are for `sld.data`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sld.data import OneOf, Range, Written
 from sld.spelling import did_you_mean
 
 PRESETS = ("weak", "medium", "strong", "max")
-"""The paper's configurations of SLD, weakest first; keys of `sld.guidance.PRESETS`."""
+"""Names of the paper's configurations of SLD, weakest first; keys of `sld.guidance.PRESETS`."""
 
 HYPERPARAMETERS = frozenset(
     (
@@ -27,26 +27,26 @@ HYPERPARAMETERS = frozenset(
         "warmup_fraction",
     )
 )
-"""Fields of `SLDConfig`."""
+"""Names of the fields of `SLDConfig`."""
 
 READINGS = ("code", "clamp as printed", "warm-up without momentum", "warm-up inclusive")
-"""Readings of SLD's equations; keys of `sld.guidance.READINGS`."""
+"""Names of readings of SLD's equations; keys of `sld.guidance.READINGS`."""
 
 RULES = ("unguided", "cfg", "sld", "concepts", "sega", "perp-neg", "dynamic", "composed", "sparse")
-"""Guidance rules; keys of `sld.guidance.RULES`."""
+"""Names of guidance rules; keys of `sld.guidance.RULES`."""
 
 AFTERWARDS = ("rescale", "apg")
-"""What can follow a rule in a composition; keys of `sld.guidance.rules.AFTERWARDS`."""
+"""Names of what can follow a rule in a composition; keys of `sld.guidance.rules.AFTERWARDS`."""
 
 COMBINATIONS = ("sum", "maximum", "select", "orthogonalised")
-"""How the directions of several concepts become one; `sld.guidance.COMBINATIONS`."""
+"""Names of ways to combine several concepts; keys of `sld.guidance.COMBINATIONS`."""
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
-"""Kinds of device, which a number may follow: "cuda:1"."""
+"""Kinds of device. A number may follow, as in "cuda:1"."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
-"""Modes of torch.compile; the second replays CUDA graphs."""
+"""Modes of torch.compile. The second one replays CUDA graphs."""
 
 Space = Literal["raw", "eps"]
 Preset = Annotated[str, OneOf(("off", *PRESETS))]
@@ -68,7 +68,7 @@ def device(text: str) -> str:
     """Return the name of a device as it is.
 
     Raises:
-        ValueError: it is none of `DEVICES`, with or without a number.
+        ValueError: the name is none of `DEVICES`, with or without a number.
     """
     kind = text.partition(":")[0]
     if not re.fullmatch(r"[a-z]+(:\d+)?", text) or kind not in DEVICES:
@@ -96,10 +96,10 @@ Size = Annotated[tuple[int, int], Written(size)]
 
 
 def require_spacing(sampler: str | None, spacing: str | None) -> None:
-    """Make sure that a sampler has a spacing; None for either means what the checkpoint names.
+    """Refuse a spacing that a sampler does not have. None for either stands for the checkpoint's.
 
     Raises:
-        ValueError: it has others.
+        ValueError: the sampler has other spacings.
     """
     if sampler is not None and spacing is not None and spacing not in SAMPLERS[sampler].spacings:
         there = ", ".join(SAMPLERS[sampler].spacings)

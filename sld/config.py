@@ -1,4 +1,4 @@
-"""What a model is, as data: frozen dataclasses, one value per level, and the published versions as constants."""
+"""Configs of models as frozen dataclasses, with the published versions as constants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMERICS: dict[str, str] = {
     "invariant": "an image has the same bits in any batch, in any order, on any number of processes",
     "fast": "every exact saving",
 }
-"""How numbers are made, and what that promises."""
+"""Numerics of a pipeline, and what each of them guarantees."""
 
 PAPER_CONCEPT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "
@@ -27,7 +27,7 @@ PAPER_CONCEPT = (
 
 
 class SamplerEntry(NamedTuple):
-    """What there is to know of a sampler without importing it.
+    """The description of a sampler, without importing it.
 
     Attributes:
         home: its class, as "module:class".
@@ -57,7 +57,7 @@ SAMPLERS: dict[str, SamplerEntry] = {
         "sld.samplers.dpmpp:DPMpp2M", ("linspace", "leading", "trailing"), "DPMSolverMultistepScheduler"
     ),
 }
-"""Every sampler by name. A new one is a file in `sld/samplers/` and a line here."""
+"""Samplers by name. A new one is a file in `sld/samplers/` and a line here."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A CLIP text transformer and how Stable Diffusion reads it.
+    """A CLIP text transformer, and its use in Stable Diffusion.
 
     Attributes:
         width, layers, heads, hidden: the transformer; `hidden` is the width inside its feed-forward layers.
@@ -146,6 +146,11 @@ class TextConfig:
     vocabulary: int = 49408
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pad: int | None = None
+
+    @property
+    def openclip(self) -> bool:
+        """Whether it is OpenCLIP's, the only one with GELU. Single files keep OpenCLIP's names of it."""
+        return self.activation == "gelu"
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What pictures of a checkpoint are made with where nobody asks for anything else.
+    """The defaults of a checkpoint, for all that a user does not set.
 
     Attributes:
         size: side of the pictures it was trained on, in pixels.
@@ -204,22 +209,22 @@ class Defaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole text-to-image model."""
+    """A whole text-to-image model. `texts` are its text encoders, whose features of a token stand side by side."""
 
     name: str
     unet: UNetConfig
     vae: VAEConfig
-    text: TextConfig
+    texts: tuple[TextConfig, ...]
     schedule: ScheduleConfig
     defaults: Defaults
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as stored in JSON."""
+        """Return nested plain values, as stored in JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; lists become tuples. Reads what the first edition wrote, too.
+        """Read the values of `to_dict`, also those of the first edition. Lists become tuples.
 
         Raises:
             ValueError: a field is missing or unknown.
@@ -228,6 +233,7 @@ class ModelConfig:
             schedule = {**values["schedule"]}
             defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
             values = {**values, "schedule": schedule, "defaults": defaults}
+            values["texts"] = [values.pop("text")]
             del values["size"]
         return read(cls, values)
 
@@ -243,8 +249,8 @@ _SD1_UNET = UNetConfig(
 )
 _SD2_UNET = replace(_SD1_UNET, heads=(5, 10, 20, 20), context=1024, linear_projection=True)
 _VAE = VAEConfig(channels=(128, 256, 512, 512), res_blocks=2, scaling=0.18215)
-_CLIP_L = TextConfig(width=768, layers=12, heads=12, hidden=3072)
-_OPENCLIP_H = TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0)
+_CLIP_L = (TextConfig(width=768, layers=12, heads=12, hidden=3072),)
+_OPENCLIP_H = (TextConfig(width=1024, layers=23, heads=16, hidden=4096, activation="gelu", pad=0),)
 _EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
 
 SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, Defaults(size=512))
@@ -266,7 +272,7 @@ MINI = ModelConfig(
         groups=16,
     ),
     VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
-    TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),
+    (TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),),
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )

@@ -1,11 +1,11 @@
-"""Plain data, as JSON, TOML and command lines hold it, read into typed values. Importing this loads no torch.
+"""Typed values read from the plain data of JSON, TOML and command lines. Importing this loads no torch.
 
     read(ModelConfig, json.loads(text), "model.json:")     # a dataclass, and the dataclasses in it
     read(Annotated[int, Range(1)], 0, "steps")             # ValueError: steps must be at least 1; got 0
     parse(int, "50", "--steps")                            # the same from text, as a command line has it
 
-Nothing is converted that was not meant: text is no number, 1 is no truth value, NaN is no number, a string is no list.
-A tuple is read from a list, and a path from text. Annotations may carry a `Range`, a `OneOf` or a `Written`.
+No value is converted silently: text is no number, 1 is no truth value, NaN is no number, a string is no list. But a
+tuple is read from a list, and a path from text. Annotations may carry a `Range`, a `OneOf` or a `Written`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from `low` to `high`; `above` and `below` leave the ends themselves out."""
+    """Finite numbers from `low` to `high`. `above` leaves out `low`, and `below` leaves out `high`."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -60,10 +60,10 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Written:
-    """A value that people write as text (or as a single number), such as "0-3" for four numbers.
+    """A value that is written as text or as a single number, such as "0-3" for four numbers.
 
     Attributes:
-        read: makes the value of the text; raises ValueError with a message that stands alone.
+        read: makes the value from the text. It raises ValueError with a complete message.
     """
 
     read: Callable[[str], Any]
@@ -74,13 +74,13 @@ def read(kind: type[T], data: Any, where: str = "") -> T: ...
 @overload
 def read(kind: Any, data: Any, where: str = "") -> Any: ...
 def read(kind: Any, data: Any, where: str = "") -> Any:
-    """Return the value of type `kind` that plain data stands for.
+    """Return the value of type `kind` that plain data describes.
 
     Args:
         kind: a dataclass, bool, int, float, str, Path, None, Literal, tuple, Mapping, a union of these, any of them
             annotated, or any other class, whose instances are taken as they are.
         data: what a JSON or TOML reader returns. Instances of a dataclass in it are taken as they are.
-        where: the data stands, for messages: "--steps", or "run.toml:" for a whole file.
+        where: the place of the data, for messages: "--steps", or "run.toml:" for a whole file.
 
     Raises:
         ValueError: the data is of another type or out of range, or a name is unknown or missing; says where.
@@ -109,7 +109,7 @@ def read(kind: Any, data: Any, where: str = "") -> Any:
 
 
 def parse(kind: Any, text: str, where: str) -> Any:
-    """Return the value of type `kind` that text stands for, where no other types than text can be had.
+    """Return the value of type `kind` that text describes, as on a command line.
 
     Args:
         kind, where: see `read`.
@@ -130,12 +130,12 @@ def parse(kind: Any, text: str, where: str) -> Any:
 
 
 def put(where: str, name: str) -> str:
-    """Return the place `name` inside the place `where`."""
+    """Return the name of the place `name` inside the place `where`, for messages."""
     return f"{where} {name}" if where.endswith(":") else f"{where}.{name}" if where else name
 
 
 def said(kind: Any) -> str:
-    """Return what values of a type are, in words."""
+    """Return the description of a type's values in words, for messages."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         ranges = [str(note) for note in kind.__metadata__ if isinstance(note, Range)]
@@ -253,7 +253,7 @@ def _dataclass(kind: type[T], data: Any, where: str) -> T:
 
 
 def _bare(kind: Any) -> set[Any]:
-    """Return the types that make up a union, without their notes."""
+    """Return the types of a union without their annotations."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -262,7 +262,7 @@ def _bare(kind: Any) -> set[Any]:
 
 
 def _notes(kind: Any) -> list[Any]:
-    """Return the notes on a type, and on those that make up a union."""
+    """Return the annotations of a type, and those of the types of a union."""
     own = list(kind.__metadata__) if get_origin(kind) is Annotated else []
     inner = get_args(kind)[:1] if own else get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
     return own + [note for one in inner for note in _notes(one)]

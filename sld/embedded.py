@@ -1,4 +1,4 @@
-"""Where the embedded model is. Importing this loads no torch."""
+"""The path of the embedded model. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def embedded_checkpoint() -> Path:
-    """The embedded model's file: inside the package where that was built, beside it in a checkout."""
+    """Return the embedded model's file: inside an installed package, or beside the package in a checkout."""
     package = Path(__file__).parent
     return next(
         (path for folder in (package, package.parent) if (path := folder / "weights" / "mini.safetensors").exists()),

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 PARTIAL = ".partial-"
-"""How the names of folders begin in which files are being written."""
+"""Beginning of the names of folders in which files are being written."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def whole(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 def whole_together(*paths: str | Path, replace: bool = True) -> Iterator[tuple[Path, ...]]:
     """Yield a path for each of several targets, as `whole` does; none is replaced before all are on disk.
 
-    They are renamed in the order given. Only a process that is killed between two renames leaves new files beside old
+    Files are renamed in the given order. Only a process that is killed between two renames leaves new files beside old
     ones.
     """
     targets = tuple(map(Path, paths))
@@ -66,7 +66,7 @@ def whole_together(*paths: str | Path, replace: bool = True) -> Iterator[tuple[P
             for beside in besides:
                 _sync_tree(beside)
             if not replace:
-                _require_absent(targets)  # it may have come while this one was written
+                _require_absent(targets)  # another process may have made it while this one was written
             for beside, target in zip(besides, targets, strict=True):
                 os.replace(beside, target)
             for folder in dict.fromkeys(target.parent for target in targets):
@@ -108,10 +108,10 @@ def to_json(value: Any) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes have left half written in a folder, and in those below it.
+    """Remove half-written files of killed processes from a folder and from the folders in it.
 
     Args:
-        folder: nobody else writes there now.
+        folder: the folder. No other process may write there at the same time.
     """
     for left in sorted(folder.rglob(f"{PARTIAL}*")):
         shutil.rmtree(left, ignore_errors=True)
@@ -156,7 +156,7 @@ def _about_targets(
     error: OSError | SafetensorError, targets: tuple[Path, ...], partial: tuple[Path, ...]
 ) -> OSError | None:
     """Return the error as one about the files to be written; None if it is about another file."""
-    if isinstance(error, SafetensorError):  # its only word on a full disk is the system's number
+    if isinstance(error, SafetensorError):  # says only the system's error number when a disk is full
         number = re.search(r"\(os error (\d+)\)", str(error))
         return OSError(int(number[1]), os.strerror(int(number[1])), _listed(targets)) if number else None
     about = targets

@@ -1,4 +1,4 @@
-"""Pictures between the network's range, bytes and files."""
+"""Pictures converted between the network's range, bytes and files."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from sld.files import to_json, whole, whole_together
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Pictures (b, 3, H, W) in [-1, 1], clipped and rounded half to even, as uint8 (b, H, W, 3)."""
+    """Return pictures (b, 3, H, W) in [-1, 1], clipped and rounded half to even, as uint8 (b, H, W, 3)."""
     unit = (images / 2 + 0.5).clamp(0, 1)
     return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def from_uint8(pictures: np.ndarray) -> Tensor:
-    """Pictures uint8 (b, H, W, 3) as float32 (b, 3, H, W) in [-1, 1]."""
+    """Return pictures uint8 (b, H, W, 3) as float32 (b, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Pictures (b, 3, H, W) in [-1, 1] as PIL images."""
+    """Return pictures (b, 3, H, W) in [-1, 1] as PIL images."""
     return [Image.fromarray(picture) for picture in to_uint8(images)]
 
 
 def write(image: Image.Image, path: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG and, beside it, what made it: a JSON file of the same name with the ending .json.
+    """Write a PNG, and beside it a sidecar: a JSON file of the same name with the ending .json.
 
-    Neither file is replaced before both are on disk: where one cannot be written, the old pair stays.
+    Neither file is replaced before both are on disk. If one cannot be written, the old pair stays.
 
     Raises:
         OSError: a file cannot be written; the message names it.
@@ -50,14 +50,14 @@ def write(image: Image.Image, path: Path, about: Mapping[str, Any] | None = None
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
-    """Pictures in a grid, a heading over each column and a label before each row.
+    """Return pictures in a grid, with a heading over each column and a label before each row.
 
     Args:
-        rows: pictures of one size, as many in every row as there are columns.
-        columns: headings.
-        labels: one for each row; they and headings may be of several lines.
+        rows: pictures of one size. Every row has one for each column.
+        columns: headings of the columns.
+        labels: one for each row. Labels and headings may have several lines.
     """
-    scale = max(1, 192 // rows[0][0].width)  # small pictures are enlarged, or their headings would not fit
+    scale = max(1, 192 // rows[0][0].width)  # small pictures are enlarged, so that their headings fit
     width, height = rows[0][0].width * scale, rows[0][0].height * scale
     font = ImageFont.load_default(size=14)
     gap, top = 6, 10 + 16 * max(heading.count("\n") + 1 for heading in columns)

@@ -26,26 +26,26 @@ def load(
     channels_last: bool | None = None,
     offload: bool = False,
 ) -> Pipeline:
-    """A pipeline from a checkpoint.
+    """Load a pipeline from a checkpoint.
 
     Args:
         path: a CompVis single file or a diffusers folder; None for the embedded model.
-        config: what the checkpoint is, or a name in `sld.config.CONFIGS`, where the file does not tell: SD 2's
+        config: the checkpoint's config, or a name in `sld.config.CONFIGS`, where the file does not decide it. SD 2's
             weights, for example, do not say whether they predict eps or v.
-        dtype: of the networks' weights; None keeps that of the file. Latents are float32 always.
+        dtype: of the networks' weights; None keeps that of the file. Latents are always float32.
         device: where everything runs.
         tokenizer: a folder with vocab.json and merges.txt; None takes the checkpoint's own, or CLIP's from the hub or
             its cache.
         use_ema: take the averaged weights of a CompVis file that has them.
         numerics: see `Pipeline`.
-        channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None: on CUDA,
-            whose tensor cores ask for it. On CPUs blocks of Stable Diffusion's widths gain and lose by turns (0.90 to
-            1.07 of the speed, one AVX2 core, float32).
+        channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None does so on
+            CUDA, where tensor cores need this layout. On CPUs some blocks of Stable Diffusion's widths become faster
+            and others slower (0.90 to 1.07 of the speed, one AVX2 core, float32).
         offload: leave text encoder and autoencoder in the CPU's memory, and copy them to the device while they work.
 
     Raises:
-        CheckpointError: the file is not what it should be; says all that is wrong.
-        ValueError: there is no tokenizer; says how to get one.
+        CheckpointError: the file does not match a model; the message lists all differences.
+        ValueError: there is no tokenizer; the message says how to get one.
     """
     device = torch.device(device)
     parts = checkpoints.load(
@@ -64,8 +64,8 @@ def load(
         config=parts.config,
         unet=parts.unet,
         vae=parts.vae,
-        text=parts.text,
-        tokenizer=Tokenizer.load(tokenizer or parts.tokenizer_folder, parts.config.text),
+        texts=parts.texts,
+        tokenizers=tuple(Tokenizer.load(tokenizer or parts.tokenizer_folder, text) for text in parts.config.texts),
         schedule=Schedule.from_config(parts.config.schedule).to(device),
         source=parts.source,
         numerics=numerics,

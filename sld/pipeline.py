@@ -33,7 +33,7 @@ from sld.state import SampleState
 from sld.step import Space, Step, advance
 
 Evaluations = Iterator[tuple[int, Callable[[Tensor], Tensor]]]
-"""Each evaluation of a run, with what predicts the rows (r * b, c, h, w) for latents (b, c, h, w)."""
+"""Evaluations of a run, each with the function from latents (b, c, h, w) to predictions (r * b, c, h, w)."""
 
 Between = Callable[[SampleState, Level], Tensor]
 """(state after an evaluation, level of its x) -> the x to go on with, (b, c, h, w)."""
@@ -48,8 +48,9 @@ class Pipeline:
     Attributes:
         config: what the parts are.
         unet: the network; ours, or any other `Denoiser`. Networks are in eval mode, and may be in half precision.
-        vae, text: the other networks.
-        tokenizer: the one the text encoder was trained with.
+        vae: the autoencoder.
+        texts: the text encoders, whose features of a token stand side by side.
+        tokenizers: the ones the text encoders were trained with.
         schedule: the noise schedule the model was trained on.
         source: the checkpoint that the networks were loaded from, if they were.
         numerics: how numbers are made. "reference": rows and texts are computed as diffusers computes them, for the
@@ -69,8 +70,8 @@ class Pipeline:
     config: ModelConfig
     unet: Denoiser = field(repr=False)
     vae: VAE = field(repr=False)
-    text: TextEncoder = field(repr=False)
-    tokenizer: Tokenizer = field(repr=False)
+    texts: tuple[TextEncoder, ...] = field(repr=False)
+    tokenizers: tuple[Tokenizer, ...] = field(repr=False)
     schedule: Schedule = field(repr=False)
     source: checkpoints.Source | None = field(default=None, repr=False)
     numerics: Numerics = "reference"
@@ -92,12 +93,12 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet and the latents are. Text encoder and VAE may wait elsewhere, and are copied here to work."""
+        """Device of UNet and latents. Text encoder and VAE may be elsewhere, and are copied here while they work."""
         return self.unet.device
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Of the files the weights came from, by file name; recorded beside every picture."""
+        """SHA-256 of the files of the weights, by file name; recorded beside every picture."""
         return {} if self.source is None else self.source.sha256
 
     @property
@@ -153,18 +154,19 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Cond:
-        """What the network is told about texts, a row for each, encoded as one batch.
+        """Encode texts as one batch, a row for each.
 
         A text that is longer than the encoder takes loses its end, with a warning.
         """
         for text in dict.fromkeys(texts):
-            if cut := self.tokenizer.cut(text):
-                warnings.warn(
-                    f"the text is longer than {self.config.text.tokens} tokens; its end is left out: {cut!r}",
-                    stacklevel=3,
-                )
-        encoder = on_device(self.text, self.device)
-        return Cond(encoder(self.tokenizer(texts).to(self.device)))
+            if cut := self.tokenizers[0].cut(text):
+                tokens = self.config.texts[0].tokens
+                warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=3)
+        features = [
+            on_device(encoder, self.device)(tokenizer(texts).to(self.device))
+            for encoder, tokenizer in zip(self.texts, self.tokenizers, strict=True)
+        ]
+        return Cond(torch.cat(features, dim=-1))
 
     def sample(
         self,
@@ -372,7 +374,7 @@ class Pipeline:
             yield state
 
     def _plain(self, guidance: Guidance[Any, Any, Any], cond: Cond, timesteps: Tensor, start: int) -> Evaluations:
-        """Every row from its beginning, at every evaluation, as diffusers computes it."""
+        """Compute all rows in full at every evaluation, as diffusers does."""
         conditions = len(guidance.conditions)
         b, most = len(cond) // conditions, self.rows_at_once or conditions
         parts = [cond[k * b : min(k + most, conditions) * b] for k in range(0, conditions, most)]
@@ -398,7 +400,7 @@ class Pipeline:
         return Cond.cat(conds)
 
     def _encode_distinct(self, texts: list[str]) -> Cond:
-        """Every distinct text encoded once and by itself, so that it has the same features in every batch."""
+        """Encode every distinct text once and by itself, so that it has the same features in every batch."""
         distinct = list(dict.fromkeys(texts))
         return Cond.cat([self.encode([text]) for text in distinct])[[distinct.index(text) for text in texts]]
 

@@ -1,4 +1,4 @@
-"""Plots: colours that anyone can tell apart, one look, labels that do not overlap, and files as bytes.
+"""Tools for plots: colours for all readers, common settings, labels that do not overlap, and files as bytes.
 
 Figures are drawn on their own objects, under settings that end with the drawing. So nothing changes for a program that
 uses matplotlib itself, and equal numbers give equal files. Importing this module loads no matplotlib.
@@ -22,7 +22,7 @@ INK, RULE = "#1b1f24", "#d5d9de"
 """Colours of text and of grid lines."""
 
 COLOURS = ("#5d6570", "#c87800", "#2f8fc9", "#00936b", "#2b5fb8", "#b8578c", "#c9501a", "#8a7a10")
-"""Colours of data on white, after Okabe and Ito but darker. The first is neutral: it is the baseline's."""
+"""Colours of data on white, after Okabe and Ito but darker. The first, a neutral one, is for the baseline."""
 
 DARK = ("#a9b2bd", "#f0ab3c", "#6cc1f2", "#2fc798", "#7ea6f5", "#e694c0", "#f58550", "#d8c84a")
 """The colours of COLOURS on a dark page, in the same order."""
@@ -94,7 +94,7 @@ class Plot:
 
 
 def look(settings: Mapping[str, Any] = REPORT_LOOK) -> AbstractContextManager[None]:
-    """Return a context in which matplotlib has its default settings and these; before and after it has the user's."""
+    """Return a context with matplotlib's default settings and these. The user's settings return after it."""
     from matplotlib import style
 
     return style.context(["default", dict(settings)])
@@ -132,12 +132,12 @@ def save(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def stacked(levels: Sequence[float], heights: Sequence[float], bottom: float = float("-inf")) -> list[float]:
-    """Return where the middles of labels stand so that none lies on another: at their levels or above them.
+    """Return levels for the middles of labels so that none covers another, at the wanted levels or above.
 
     Args:
-        levels: where the labels would stand, in any unit.
+        levels: wanted levels of the labels, in any unit.
         heights: of the labels, in the same unit.
-        bottom: what all labels must be above.
+        bottom: lower limit of all labels.
 
     Returns:
         New levels, in the order of `levels`.

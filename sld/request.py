@@ -1,4 +1,4 @@
-"""One picture as data: all that decides its content, as JSON writes it beside the picture."""
+"""A picture as data: the settings that decide its content, and its sidecar in JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sld
 from sld.data import read
 from sld.guidance import MEDIUM, READINGS, Guidance, SLDConfig, from_data, to_data
 from sld.pipeline import Pipeline
+from sld.samplers import Sampler, Schedule, make_sampler
 from sld.speed.reuse import Reuse
 from sld.spelling import named
 from sld.step import Space
@@ -58,11 +59,19 @@ class Request:
 
     @property
     def reuse(self) -> Reuse:
-        """What evaluations take over from earlier ones."""
+        """Which evaluations reuse features of earlier ones."""
         return Reuse(self.deep_every)
 
+    def make_sampler(self, schedule: Schedule) -> Sampler[Any, Any]:
+        """The sampler on a model's schedule.
+
+        Raises:
+            ValueError: there is no such sampler, or it cannot be made so.
+        """
+        return make_sampler(self.sampler, schedule, self.steps, self.spacing, self.eta)
+
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as stored in JSON; reading, rule and approximations only where there is one."""
+        """Return nested plain values, as stored in JSON. Reading, rule and approximations are present only if set."""
         values = asdict(replace(self, rule=None))
         for name, usual in (("reading", "code"), ("deep_every", 1)):
             if values[name] == usual:
@@ -87,18 +96,18 @@ class Request:
         return read(cls, {**values, **changes}, where)
 
     def without_safety(self) -> Request:
-        """The same picture under plain classifier-free guidance."""
+        """Return the same request with plain classifier-free guidance."""
         plain = replace(self.guidance, safety_scale=0.0, momentum_scale=0.0)
         return replace(self, guidance=plain, reading="code", rule=None)
 
     @property
     def guarded(self) -> bool:
-        """Whether anything but plain classifier-free guidance is at work."""
+        """Whether the guidance is more than plain classifier-free guidance."""
         return self.rule is not None or self.guidance.safety_scale > 0
 
 
 def about(request: Request, pipe: Pipeline) -> dict[str, Any]:
-    """What a sidecar holds: the request, and the model, settings and versions that turned it into a picture."""
+    """Return the content of a sidecar: the request, and the model, settings and versions that made the picture."""
     return {
         "request": request.to_dict(),
         "model": pipe.config.name,

@@ -1,4 +1,4 @@
-"""Names that a user types: looked up, and the nearest one named where there is none. Importing this loads no torch."""
+"""Look-up of names that a user types, with the nearest name in error messages. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ V = TypeVar("V")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest of `known`, whatever its case; empty if none is near."""
+    """Return the end of a message about an unknown name: the nearest of `known`, in any case; "" if none is near."""
     by_lower = {word.lower(): word for word in known}
     near = get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def named(what: str, name: str, choices: Mapping[str, V], others: str = "") -> V:
-    """What `choices` holds under `name`.
+    """Return the value of `choices` under `name`.
 
     Args:
-        what: the choices are, for the message.
-        name: asked for.
-        choices: by name.
-        others: what else the message says there is.
+        what: what the choices are, for the message.
+        name: the name to look up.
+        choices: values by name.
+        others: text that the message adds to the list of names.
 
     Raises:
-        ValueError: there is none of this name; the message lists them and names the nearest.
+        ValueError: the name is unknown; the message lists all names and the nearest one.
     """
     if name in choices:
         return choices[name]

@@ -1,4 +1,4 @@
-"""A run of a sampler as a value: stop after any step, save it, load it, and go on to the same bits."""
+"""The state of a run as a value. It can be saved and loaded after any step, and the run goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from sld.samplers.base import Sampler
 
 @dataclass(frozen=True)
 class SampleState:
-    """Where a run stands. Nothing in it is ever changed in place, so it may be kept, forked or handed to a thread.
+    """The state of a run before the next evaluation.
+
+    It is never changed in place, so it may be kept, forked or given to a thread.
 
     Attributes:
         i: network evaluations done, which is also the index of the next one.
         x: latents (b, c, h, w), float32, at the next timestep.
-        guidance: what the guidance rule remembers.
-        sampler: what the sampler remembers.
-        random: state of every image's generator (b, n), uint8; n = 0 for a sampler that draws nothing.
+        guidance: state of the guidance rule.
+        sampler: state of the sampler.
+        random: state of the generator of each image (b, n), uint8; n = 0 for a sampler that draws no noise.
     """
 
     i: int
@@ -38,11 +40,11 @@ class SampleState:
     random: Tensor = field(repr=False)
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write one safetensors file, whole or not at all.
+        """Write the state as a safetensors file, whole or not at all.
 
         Args:
             path: the file; replaced if it exists.
-            about: anything JSON can hold, kept in the header for whoever loads the file.
+            about: a value that JSON can hold; kept in the header of the file.
         """
         tensors = {"x": self.x, "random": self.random}
         for part, value in {"guidance": self.guidance, "sampler": self.sampler}.items():
@@ -55,15 +57,15 @@ class SampleState:
     def load(
         cls, path: str | Path, guidance: Guidance, sampler: Sampler, device: torch.device | str = "cpu"
     ) -> tuple[SampleState, dict[str, Any]]:
-        """Read a saved state and what was said about it.
+        """Load a saved state and its `about`.
 
         Args:
             path: a file of `save`.
-            guidance, sampler: those of the run; they say what a state holds.
+            guidance, sampler: rule and sampler of the run; they decide the fields of the state.
             device: where the tensors go.
 
         Raises:
-            ValueError: the file is unreadable, or was written with another kind of guidance or sampler.
+            ValueError: the file cannot be read, or was saved with another kind of guidance or sampler.
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:

@@ -1,4 +1,4 @@
-"""One step of a run: all that is computed beside the network, as one function of tensors."""
+"""The step of a run, as one function of tensors: guidance and sampler, without the network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sld.samplers import Level, Process, Sampler
 from sld.samplers.process import from_eps
 
 Space = Literal["raw", "eps"]
-"""What is guided where a model predicts v: v itself ("raw"), or the eps it stands for ("eps")."""
+"""The prediction that is guided if a model predicts v: v itself ("raw"), or eps computed from it ("eps")."""
 
 Step = Callable[..., tuple[Tensor, NamedTuple, NamedTuple]]
-"""What `advance` is, or its compiled form."""
+"""Type of `advance` and of its compiled form."""
 
 
 def advance(
@@ -33,9 +33,9 @@ def advance(
     sampler_state: NamedTuple,
     noise: Tensor | None,
 ) -> tuple[Tensor, NamedTuple, NamedTuple]:
-    """Go from the network's rows to the next latents, element by element.
+    """Compute the next latents from the network's rows, element by element.
 
-    A function of tensors in one piece, so that a compiler makes one kernel of it.
+    It is a single function of tensors, so that a compiler can make one kernel of it.
 
     Args:
         guidance, params: the rule and its hyper-parameters.
@@ -44,8 +44,8 @@ def advance(
         a, b: levels of x at this and at the next evaluation, 0-d.
         x: latents (b, c, h, w).
         predictions: the network's rows (r * b, c, h, w), condition by condition.
-        guidance_state, sampler_state: what rule and sampler remember.
-        noise: standard normal (b, c, h, w) for a stochastic sampler.
+        guidance_state, sampler_state: states of rule and sampler.
+        noise: standard normal noise (b, c, h, w) for a stochastic sampler, else None.
 
     Returns:
         The next latents (b, c, h, w) and the next states.

@@ -4,6 +4,10 @@ Mutants seen to fail here: a preset, a reading and a metric left out; a field of
 """
 
 from dataclasses import fields
+from importlib import import_module
+from inspect import signature
+
+import pytest
 
 from sld import choices, config
 from sld.ablation import choices as sweeps
@@ -11,13 +15,13 @@ from sld.ablation import report, table
 from sld.cli import explain, options
 from sld.cli.runs import ProtocolOptions
 from sld.evaluation import choices as runs
-from sld.evaluation.classifiers import factory
+from sld.evaluation.imported import imported
 from sld.evaluation.protocol import PROTOCOLS, Protocol
 from sld.explain import figure
 from sld.guidance import COMBINATIONS, PRESETS, READINGS, RULES, SLDConfig
 from sld.guidance.rules import AFTERWARDS
 from sld.request import Request
-from sld.samplers import SAMPLERS
+from sld.samplers import GRIDS, Sampler
 
 
 def test_guidance():
@@ -29,15 +33,26 @@ def test_guidance():
     assert {field.name for field in fields(SLDConfig)} == choices.HYPERPARAMETERS
 
 
-def test_samplers_and_their_spacings():
-    assert {name: entry.spacings for name, entry in config.SAMPLERS.items()} == {
-        name: tuple(spacings) for name, spacings in SAMPLERS.items()
-    }
+@pytest.mark.parametrize("name", config.SAMPLERS)
+def test_samplers_and_their_spacings(name):
+    entry = config.SAMPLERS[name]
+    module, kind = entry.home.split(":")
+    assert issubclass(getattr(import_module(module), kind), Sampler)
+    assert set(entry.spacings) <= set(GRIDS)
+
+
+@pytest.mark.parametrize("name", runs.CLASSIFIERS)
+def test_classifiers_and_their_options(name):
+    """Their makers have them; those that need packages which are not there are left out by importing late."""
+    kind = runs.CLASSIFIERS[name]
+    taken = set(signature(imported(kind.where).call).parameters)
+    assert set(kind.options) <= taken
+    assert set(kind.required) <= set(kind.options)
+    assert kind.on_device == ("device" in taken)
 
 
 def test_runs():
     assert tuple(PROTOCOLS) == runs.PROTOCOLS
-    assert set(runs.CLASSIFIERS) == set(factory.MAKERS)
     request = {field.name for field in fields(Request)} - {"prompt", "seed", "guidance"}
     assert {field.name for field in fields(runs.Settings)} == request | choices.HYPERPARAMETERS | {"preset"}
 

@@ -106,7 +106,7 @@ def test_a_network_that_waits_elsewhere_is_on_the_device_while_it_works_and_no_l
     Mutants that failed here: networks moved to the device for good, their copies kept.
     """
     apart = replace(pipe, unet=on_device(pipe.unet, torch.device("meta")), schedule=pipe.schedule.to("meta"))
-    text, vae = (sum(p.nbytes for p in network.parameters()) for network in (pipe.text, pipe.vae))
+    text, vae = (sum(p.nbytes for p in network.parameters()) for network in (pipe.texts[0], pipe.vae))
     with LiveBytes("meta", apart.unet.parameters()) as live:
         unet = live.now
         run = apart.sample(PROMPTS, [0, 1], sampler=make_sampler("ddim", pipe.schedule, 2), size=16)
@@ -120,14 +120,14 @@ def test_a_network_that_waits_elsewhere_is_on_the_device_while_it_works_and_no_l
         assert live.now < unet + vae / 10
 
     assert state.x.device.type == picture.device.type == "meta"
-    assert {p.device.type for network in (apart.text, apart.vae) for p in network.parameters()} == {"cpu"}
+    assert {p.device.type for network in (apart.texts[0], apart.vae) for p in network.parameters()} == {"cpu"}
 
 
 def test_a_loaded_model_can_leave_text_encoder_and_autoencoder_in_the_cpus_memory():
     pipe = sld.load(device="meta", offload=True)
 
     assert {p.device.type for p in pipe.unet.parameters()} == {"meta"}
-    assert {p.device.type for network in (pipe.text, pipe.vae) for p in network.parameters()} == {"cpu"}
+    assert {p.device.type for network in (pipe.texts[0], pipe.vae) for p in network.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("channels_last", [True, False, None])
@@ -157,7 +157,7 @@ def test_a_picture_of_stable_diffusion_fits_in_2_6_gigabytes():
     sampler = PNDM.leading(schedule, 50)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with half_by_default():
-            unet, vae, text = UNet(SD15.unet).eval(), VAE(SD15.vae).eval(), TextEncoder(SD15.text).eval()
+            unet, vae, text = UNet(SD15.unet).eval(), VAE(SD15.vae).eval(), TextEncoder(SD15.texts[0]).eval()
         weights = [p for network in (unet, vae, text) for p in network.parameters()]
         with LiveBytes("cpu", weights) as live:
             assert live.now == sum(p.nbytes for p in weights)

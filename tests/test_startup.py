@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("evaluate", "--out", "r", "--presets", "off,strnog"), "did you mean 'strong'"),
         (("evaluate", "--out", "r", "--file", "runs.toml"), "'mine': threshold must be a number; got 'high'"),
         (("evaluate",), "name the folder of the run"),
-        (("evaluate", "--out", "r", "--checkpoint", "no.json"), "say who judges"),
+        (("evaluate", "--out", "r", "--checkpoint", "no.json"), "name a classifier"),
         (("score", "r", "--classifier", "nudent"), "did you mean 'nudenet'"),
         (("fidelity", "r"), "say what to measure"),
         (("compare", "a", "b", "--out", "x.gif"), "a contact sheet ends in .png"),
@@ -122,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("ablate", "classifier.toml"), "did you mean 'q16'"),
         (("ablate", "metric.toml"), "did you mean 'unsafe'"),
         (("ablate", "plot.toml"), "did you mean 'pareto'"),
-        (("ablate", "rule.toml"), "the point 'x' cannot be: no rule 'segaa'"),
+        (("ablate", "rule.toml"), "the point 'x' is not possible: no rule 'segaa'"),
         (("ablate", "inner.toml"), "no rule 'clf'"),
         (("ablate", "reading.toml"), "did you mean 'clamp as printed'"),
         (("ablate", "preset.toml"), "did you mean 'strong'"),
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_one_line_and_told_before_torch_is_imported(arguments, 
 
 
 def test_help_and_inspection_import_no_torch(folder):
-    from sld.pipeline import embedded_checkpoint
+    from sld.embedded import embedded_checkpoint
 
     assert started("--help", folder=folder)[2] == "False False"
     assert started("generate", "--help", folder=folder)[2] == "False False"

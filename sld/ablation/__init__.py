@@ -1,1 +1,1 @@
-"""Ablations: many configurations of one run, what they are called, and tables and plots of what they differ in."""
+"""Ablations: sweeps of configurations over one prompt set, with tables and plots of their differences."""

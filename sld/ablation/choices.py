@@ -1,6 +1,6 @@
-"""What a sweep can ask for by name. Importing this loads no torch.
+"""Names of metrics and plots that a sweep can ask for. Importing this loads no torch.
 
-`tests/test_choices.py` compares these names with those of the things.
+`tests/test_choices.py` compares these names with the tables that they stand for.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Annotated
 from sld.data import OneOf
 
 METRICS = ("unsafe", "subject", "place", "prop", "rms", "1-ssim", "clip", "maximum")
-"""What is measured; `sld.ablation.table.NAMES`."""
+"""Names of metrics; equal to `sld.ablation.table.NAMES`."""
 
 PLOTS = ("pareto", "points", "curves", "heatmaps", "sheets")
-"""What is drawn; `sld.ablation.report.KINDS`."""
+"""Names of plots; equal to `sld.ablation.report.KINDS`."""
 
 Metric = Annotated[str, OneOf(METRICS)]
 Plot = Annotated[str, OneOf(PLOTS)]

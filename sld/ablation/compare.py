@@ -1,4 +1,4 @@
-"""Comparing two configurations picture by picture (`sld compare`): how much they differ, and in which pictures most.
+"""Comparison of two configurations picture by picture (`sld compare`): their differences, and the most different pairs.
 
 The two may belong to one run or to two runs. Pictures are paired by row and image.
 """
@@ -20,19 +20,19 @@ from sld.ablation.table import METRICS
 from sld.evaluation import store
 from sld.evaluation.distances import rms
 from sld.evaluation.formatting import interval, number, p_value, prompts
-from sld.evaluation.metrics import Decisions, align, compare, prompt_labels
+from sld.evaluation.metrics import Decisions, align, paired_difference, prompt_labels
 from sld.evaluation.recognition import recognised
 from sld.evaluation.results import Record, Results, located, picture_path, read_picture, read_results
 from sld.evaluation.tabular import Cell, Table
 
 SHARES = ("unsafe", "subject", "place", "prop")
-"""Metrics that are compared. All are shares of pictures."""
+"""Names of the metrics that are compared. All are shares of pictures."""
 
 WIDTH = 24
-"""Characters in a line of text on contact sheets."""
+"""Largest number of characters in a line of text on contact sheets."""
 
 _ALIKE = ("seeds", "base_seed", "row_guidance", "row_size", "model", "prompts")
-"""Parts of the protocol in which two runs must agree: else their pictures are not pairs of equal noise and prompt."""
+"""Parts of the protocol that must be equal in two runs. Otherwise pairs of pictures differ in noise or prompt."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Side:
     """One side of a comparison: a configuration of a run.
 
     Attributes:
-        results: of the run, with verdicts of those classifiers alone that have judged both sides.
+        results: of the run, with only the verdicts of classifiers that have judged both sides.
         configuration: its name in the run.
-        says: its name in tables; of two runs, with the folder of the run.
+        says: its name in tables. If there are two runs, it contains the folder of the run.
     """
 
     results: Results
@@ -51,7 +51,7 @@ class Side:
 
     @cached_property
     def records(self) -> dict[tuple[int, int], Record]:
-        """Records of the pictures that were made, by row and image."""
+        """The records of pictures that were made, by row and image."""
         mine = (r for r in self.results.records if r.configuration == self.configuration and r.failure is None)
         return {(record.row, record.image): record for record in mine}
 
@@ -136,7 +136,7 @@ def table(compared: Sequence[Two]) -> Table:
             if not len(pairs.row):
                 continue
             texts = {row.id: row.prompt for row in a.results.rows.values()}
-            d = compare(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
+            d = paired_difference(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
             rows.append(
                 [
                     Cell(f"{a.says} \N{MINUS SIGN} {b.says}, {METRICS[metric].says}"),
@@ -157,7 +157,7 @@ def table(compared: Sequence[Two]) -> Table:
 
 
 def notes(compared: Sequence[Two]) -> list[str]:
-    """Return a line for each difference of the two protocols in what `_ALIKE` names."""
+    """Return a line for each difference of the two protocols in the parts that `_ALIKE` names."""
     a, b = (side.results.about for side in compared[0])
     found = store.differences({key: a[key] for key in _ALIKE}, {key: b[key] for key in _ALIKE})
     return [f"the runs differ in {name}: {old} and {new}" for name, old, new in found]
@@ -170,7 +170,7 @@ class Pair:
     Attributes:
         row, image: id of the row, and index of the image.
         prompt: of the row.
-        apart: RMS distance of the pixels, which are in [0, 1].
+        apart: RMS distance of the pixels, with values in [0, 1].
         paths: files of the two pictures.
         unsafe: whether each of them is unsafe.
         names: of the two configurations.
@@ -186,7 +186,7 @@ class Pair:
 
     @property
     def says(self) -> str:
-        """The pair in three lines for a terminal: where it stands and how far it is apart, then the two files."""
+        """The pair in three lines for a terminal: row, image, distance and verdicts, then the two files."""
         flags = ["unsafe" if unsafe else "safe" for unsafe in self.unsafe]
         where = f"row {self.row}, image {self.image}: RMS {self.apart:.3f}, {flags[0]} and {flags[1]}"
         return f"{where}\n  {self.paths[0]}\n  {self.paths[1]}"
@@ -195,8 +195,7 @@ class Pair:
 def most_different(compared: Sequence[Two], count: int) -> list[Pair]:
     """Return the pairs of kept pictures that differ most.
 
-    Pairs come first of which one picture alone is unsafe. Among these, and among the others, the larger distance comes
-    first.
+    Pairs with one unsafe picture come before pairs with none or two. Both groups are in the order of falling distance.
 
     Args:
         compared: what to compare.

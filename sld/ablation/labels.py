@@ -1,6 +1,6 @@
-"""Labels beside the points of a plot, each where it hides nothing.
+"""Labels beside the points of a plot, placed so that they hide as little as possible.
 
-Two libraries were tried on the plot of all rules and on random crowds. adjustText 1.4 wrote labels on each other;
+Two libraries were tried on the plot of all rules and on many random points. adjustText 1.4 wrote labels on each other.
 textalloc 1.2 covered points, and left some labels far away where nearer places were free.
 """
 
@@ -19,10 +19,10 @@ from matplotlib.transforms import Bbox
 from sld.plotting import NEUTRAL, SMALL
 
 FAR = 20
-"""Distance in typographic points from which on a line leads from the label back to its point."""
+"""Least distance in typographic points at which a line connects the label with its point."""
 
 ROUNDS = 3
-"""How often each label looks for its place; from the second round on it knows where all others are."""
+"""Number of rounds in which each label is placed. From the second round on, all other labels have a place."""
 
 Lead = tuple[np.ndarray, np.ndarray]
 """Ends of the straight line from a point to its label, (2,) each, in pixels."""
@@ -33,9 +33,8 @@ class _Place(NamedTuple):
 
     Attributes:
         offset: from the label's point, in typographic points.
-        align: of the text.
-        box: that the text takes up, in pixels.
-        lead: the line back to the point, if the place is far.
+        align: of the text. box: that the text takes up, in pixels.
+        lead: the line from the label to the point, if the place is far.
     """
 
     offset: tuple[float, float]
@@ -45,13 +44,13 @@ class _Place(NamedTuple):
 
 
 def label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write labels beside points, each at the best place around its point. A line leads to a label that is far.
+    """Write a label beside each point, at the best place around it. A line connects a point with a label that is far.
 
     Equal points give equal places.
 
     Args:
         axes: the plot. Its limits are final, and the figure has been laid out (`Figure.draw_without_rendering`).
-        points: label, x and y of each. Points that lie on each other share a label.
+        points: label, x and y of each. Points at the same position share a label.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -68,7 +67,7 @@ def label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
             textcoords="offset points",
             size=SMALL - 2,
             va="center",
-            # readable where a line runs below it; an outline would turn letters into curves in SVG
+            # keeps text readable above a line; an outline would turn letters into curves in SVG
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
         )
         for label, x, y in points
@@ -93,7 +92,10 @@ def label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
 
 
 def _best(places: Iterator[_Place], cost: Callable[[_Place], float]) -> _Place:
-    """Return the first of the cheapest places. Places come nearest first, and none costs less than its distance."""
+    """Return the place with the lowest cost, the nearest of equal ones. Places come in the order of their distance.
+
+    A place costs at least its distance, so the search ends early.
+    """
     best = next(places)
     least = cost(best)
     for place in places:
@@ -141,7 +143,7 @@ def _cost(place: _Place, k: int, others: Sequence[_Place], dots: Sequence[Bbox],
 
 
 def _together(axes: Axes, points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Return points with those that lie on each other made one, whose label has all their labels as lines."""
+    """Return points in which those within 4 pixels are merged. The merged label has one line for each label."""
     spots = axes.transData.transform([(x, y) for _, x, y in points])
     lead = [int(np.argmax(np.hypot(*(spots - spot).T) < 4)) for spot in spots]
     return [

@@ -1,6 +1,6 @@
-"""Plots of a sweep: what safety costs, what one setting does, and what two settings do together.
+"""Plots of a sweep: what safety costs, the effect of one setting, and the joint effect of two settings.
 
-Every point has its label where it lies.
+Every point has its label beside it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ WIDE, PANEL = 9.6, 3.3
 """Inches: width of two panels, height of one."""
 
 LINE = 0.075
-"""Height of a label beside a panel as a part of the panel's height."""
+"""Height of a label beside a panel, as a fraction of the panel's height."""
 
 CURVES, PLANES = 6, 3
-"""Largest numbers of curves in a plot (further curves have another plot) and of heat maps of the same two axes."""
+"""Largest number of curves in a plot (more curves get another plot), and of heat maps of the same two axes."""
 
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
@@ -44,16 +44,16 @@ AXES = {
     "guidance_scale": "guidance scale s_g",
     "steps": "sampler steps",
 }
-"""Names of axes in plots, with their units. Other axes are called by their field."""
+"""Names of axes in plots, with units. An axis that is not here has the name of its field."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """What plots are drawn from.
+    """The data of the plots of a sweep.
 
     Attributes:
         findings: of the sweep.
-        lines: of its table.
+        lines: of the sweep's table.
     """
 
     findings: Findings
@@ -70,19 +70,19 @@ class Board:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics that are drawn: the unsafe share, and the losses in which points differ."""
+        """Names of metrics that are drawn: the unsafe share, and the losses in which points differ."""
         return tuple(name for name in ("unsafe", *LOSSES) if len(self._values(name)) > (name != "unsafe"))
 
     @property
     def alike(self) -> tuple[str, ...]:
-        """Losses that are not drawn, because they are the same for all points."""
+        """Names of losses that are not drawn, because they are equal for all points."""
         return tuple(name for name in LOSSES if len(self._values(name)) == 1)
 
     def _values(self, metric: str) -> set[float]:
         return {line.value for (_, name), line in self.whole.items() if name == metric}
 
     def at(self, point: Point, metric: str) -> tuple[float, float, float] | None:
-        """Return value, low and high as they are drawn. A share that is right is drawn as the share that is wrong."""
+        """Return value, low and high as they are drawn. A share of right pictures becomes that of wrong ones."""
         line = self.whole.get((point.name, metric))
         if line is None:
             return None
@@ -95,7 +95,7 @@ def _kept(metric: str) -> bool:
 
 
 def called(metric: str) -> str:
-    """Return what a metric is called where it is drawn."""
+    """Return the name of a metric in plots."""
     return METRICS[metric].loss or METRICS[metric].says
 
 
@@ -107,7 +107,7 @@ def draw(board: Board, kinds: Sequence[str] = ()) -> list[Plot]:
 
     Args:
         board: what they show.
-        kinds: names of PLOTS in the wanted order; empty for all. A kind gives no plot where it has nothing to show.
+        kinds: names of PLOTS in the wanted order; empty for all. A kind without data gives no plot.
     """
     return [plot for kind in kinds or PLOTS for plot in PLOTS[kind](board)]
 
@@ -119,8 +119,8 @@ def _pareto(board: Board) -> Iterator[Plot]:
     losses = [name for name in board.metrics if name != "unsafe"]
     if "unsafe" in board.metrics and losses:
         says = (
-            f"Unsafe share against what is lost, {len(board.points)} points, 95 % intervals of the share; filled and "
-            "joined: no other point is better in both; the numbers are in the table"
+            f"Unsafe share against losses, {len(board.points)} points, 95 % intervals of the share; filled and joined: "
+            "points that no other point beats in both; the numbers are in the table"
         )
         yield render("pareto", says, partial(pareto, board, losses))
 
@@ -141,7 +141,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def pareto(board: Board, losses: Sequence[str]) -> Figure:
     """Draw the unsafe share against losses, a panel for each."""
-    figure, panels = _panels(len(losses), PANEL + 0.4 + 0.08 * max(0, len(board.points) - 10))  # names need room
+    figure, panels = _panels(len(losses), PANEL + 0.4 + 0.08 * max(0, len(board.points) - 10))  # room for names
     names: list[list[tuple[str, float, float]]] = []
     for axes, loss in zip(panels, losses, strict=True):
         shown = [
@@ -163,14 +163,14 @@ def pareto(board: Board, losses: Sequence[str]) -> Figure:
         left, right = axes.get_xlim()
         axes.set_xlim(left - 0.1 * (right - left), right + 0.25 * (right - left))  # room for names
         axes.set_ylim(bottom=-0.02)
-    figure.draw_without_rendering()  # labels are placed beside what is drawn
+    figure.draw_without_rendering()  # labels are placed around the points and lines that are drawn before
     for axes, placed in zip(panels, names, strict=True):
         label_points(axes, placed)
     return figure
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, at most two beside each other."""
+    """Return a figure and its panels, at most two in a row."""
     columns = min(2, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDE if columns > 1 else 0.7 * WIDE, height * rows))
@@ -223,7 +223,7 @@ def _curves(board: Board) -> Iterator[Plot]:
     for axis in _axes(board):
         families = list(_families(board, axis).items()) if board.metrics else []
         base = board.points[0].label
-        says = f"What {_axis(axis)} does, all else alike, with 95 % intervals; dashed: the baseline {base}"
+        says = f"Effect of {_axis(axis)}, all other settings equal, with 95 % intervals; dashed: the baseline {base}"
         for k, start in enumerate(range(0, len(families), CURVES)):
             shown = dict(families[start : start + CURVES])
             yield render(f"curve-{_file(axis)}" + f"-{k}" * (k > 0), says, partial(curves, board, axis, shown))
@@ -242,10 +242,10 @@ def _axis(axis: Axis) -> str:
 
 
 def _families(board: Board, axis: Axis) -> dict[str, list[tuple[float, Point]]]:
-    """Return families: points that differ in nothing but their number on this axis, in the order of that number.
+    """Return families of points that differ only in their number on this axis, in the order of that number.
 
-    They are keyed by what the points of a family have in common, in words. Points without a partner are in no family.
-    Families come first whose points lie on most axes, since these are nearest to the base.
+    The key of a family says in words what its points have in common. A point that would be alone in its family is left
+    out. Families whose points lie on the most axes come first, because these are nearest to the base.
     """
     found: dict[Hashable, list[tuple[float, Point]]] = {}
     for point in board.points:
@@ -259,7 +259,7 @@ def _families(board: Board, axis: Axis) -> dict[str, list[tuple[float, Point]]]:
 
 
 def _others(point: Point, *axes: Axis) -> Hashable:
-    """Return the columns of a point that these axes do not decide, as a key."""
+    """Return the columns of a point that do not depend on these axes, as a key."""
     decided = frozenset().union(*(axis.decides for axis in axes))
     return frozenset((key, repr(value)) for key, value in point.columns.items() if key not in decided)
 
@@ -293,7 +293,7 @@ def curves(board: Board, axis: Axis, families: Mapping[str, Sequence[tuple[float
                 continue
             x, value, low, high = np.array(here).T
             colour = COLOURS[1:][(k + 3) % len(COLOURS[1:])]
-            if axes.get_xscale() == "linear":  # a little aside, so that intervals do not lie on each other
+            if axes.get_xscale() == "linear":  # shifted a little, so that intervals do not cover each other
                 x = x + 0.008 * (at[-1] - at[0]) * (k - (len(families) - 1) / 2)
             axes.errorbar(
                 x,
@@ -318,7 +318,7 @@ def curves(board: Board, axis: Axis, families: Mapping[str, Sequence[tuple[float
 
 
 def _scale(axes: Axes, at: Sequence[float]) -> None:
-    """Set a tick at each value; where values would be too close to each other, make the axis logarithmic."""
+    """Set a tick at each value, and make the axis logarithmic if values would be too close to each other."""
     positive = [x for x in at if x > 0]
     closest = min((b - a for a, b in pairwise(at)), default=0.0)
     if positive and at[0] >= 0 and closest < 0.06 * (at[-1] - at[0]):
@@ -334,13 +334,13 @@ def _heatmaps(board: Board) -> Iterator[Plot]:
     for a, b in combinations(_axes(board), 2):
         for k, cells in enumerate(_planes(board, a, b)):
             where = _common(list(cells.values()), a, b)
-            says = f"What {_axis(a)} and {_axis(b)} do together{f', at {where}' if where else ''}; darker is less"
+            says = f"Joint effect of {_axis(a)} and {_axis(b)}{f', at {where}' if where else ''}; darker is less"
             more = f"-{k}" if k else ""
             yield render(f"heatmap-{_file(a, b)}{more}", says, partial(heatmap, board, a, b, cells))
 
 
 Plane = Mapping[tuple[Value, Value], Point]
-"""Points by their values on two axes; they differ in nothing else."""
+"""Points by their values on two axes. They differ in nothing else."""
 
 
 def _planes(board: Board, a: Axis, b: Axis) -> Sequence[Plane]:
@@ -381,7 +381,7 @@ def heatmap(board: Board, a: Axis, b: Axis, cells: Plane) -> Figure:
 
 
 def _rising(values: list[Value]) -> list[Value]:
-    """Return numbers by size, and other values in their own order."""
+    """Return numbers in rising order, and other values in their given order."""
     numbers: list[Any] = [v.value for v in values]
     return sorted(values, key=lambda v: v.value) if all(isinstance(n, Real) for n in numbers) else values
 

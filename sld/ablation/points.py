@@ -1,4 +1,4 @@
-"""The points of a sweep for a model: requests that are known to be possible, and what they differ in."""
+"""The points of a sweep for a model: checked requests, and the fields in which they differ."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from sld.batching import guidance_of
 from sld.evaluation.protocol import configuration, describe
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import make_sampler
 
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration of a sweep.
+    """A point of a sweep: one configuration.
 
     Attributes:
         name, label: see `Draft`.
-        request: what the runner makes.
-        axes: its value on each axis; more than one table's, where several describe the same configuration.
-        same: names of the drafts that it stands for, its own first.
+        request: the request that the runner samples.
+        axes: its value on each axis. If several tables of the sweep give this configuration, the axes of all of them.
+        same: names of all drafts of this configuration; its own name comes first.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Point:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Its fields in a flat row of plain values; those of SLD are absent where another rule guides."""
+        """The fields of the point as one row of plain values. With another rule the fields of SLD are absent."""
         values = {"reading": self.request.reading, **asdict(self.request.reuse), **describe(self.request)}
         guidance, rule = values.pop("guidance"), values.pop("rule", None)
         if rule is None:
@@ -43,15 +42,15 @@ class Point:
 
 
 def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pipe: Pipeline) -> tuple[Point, ...]:
-    """The configurations of drafts, each looked at as far as that is possible without the network.
+    """Return the points of drafts. Each is checked as far as possible without the network.
 
-    Drafts of one configuration are one point, under the first one's name: a picture is made once, and belongs to all
-    the axes it lies on.
+    Drafts of the same configuration become one point with the name of the first draft. So each picture is made once,
+    and counts on the axes of all these drafts.
 
     Args:
         drafts: the baseline first.
-        common: what settings do not say; its prompt and seed are not used.
-        guidance_scale: s_g of points that say none and have no rule of their own.
+        common: fields that no setting gives. Its prompt and seed are not used.
+        guidance_scale: s_g of points that give none and have no rule of their own.
         pipe: the model.
 
     Raises:
@@ -65,7 +64,7 @@ def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pip
             if request not in points:
                 _require_possible(pipe, request)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"the point {draft.name!r} cannot be: {error}") from error
+            raise ValueError(f"the point {draft.name!r} is not possible: {error}") from error
         if names.setdefault(draft.name, request) != request:
             raise ValueError(
                 f'two points are called {draft.name!r}: give values labels, as in {{label = "short", value = …}}'
@@ -85,14 +84,14 @@ def _configuration(draft: Draft, common: Request, guidance_scale: float) -> Requ
 
 
 def _require_possible(pipe: Pipeline, request: Request) -> None:
-    """Begin a picture and leave it before the network is first asked.
+    """Start a picture, and stop before the first call of the network.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: the picture cannot be made.
     """
     states = pipe.sample(
         "",
-        sampler=make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta),
+        sampler=request.make_sampler(pipe.schedule),
         guidance=guidance_of([request]),
         negative=request.negative,
         concept=request.concept,
@@ -104,13 +103,13 @@ def _require_possible(pipe: Pipeline, request: Request) -> None:
 
 
 def differing(points: Sequence[Point]) -> list[str]:
-    """Columns in which points differ, in the order of a point's columns."""
+    """Return the columns in which points differ, in the order of a point's columns."""
     every = dict.fromkeys(key for point in points for key in point.columns)
     return [key for key in every if len({repr(point.columns.get(key)) for point in points}) > 1]
 
 
 def listing(points: Sequence[Point]) -> str:
-    """The points and the fields in which they differ, a line each."""
+    """Return the points and the fields in which they differ as text, a line for each point."""
     keys = differing(points)
     cells = [["", *keys], *([p.name, *(_short(p.columns.get(key)) for key in keys)] for p in points)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(keys) + 1)]

@@ -1,4 +1,4 @@
-"""The report of a sweep: the tidy table, plots, contact sheets, and a page in Markdown that shows them."""
+"""The report of a sweep: a tidy table, plots, contact sheets, and a page in Markdown that shows them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _sentence(findings: Findings) -> str:
     made = sum(record.failure is None for record in results.records)
     each = "1 image" if about["images"] == 1 else f"{about['images']} images"
     whole = len(results.rows) * about["images"] * len(findings.points)
-    judges = " or ".join(map(tag, about["classifiers"].values())) or "nobody"
+    judges = " or ".join(map(tag, about["classifiers"].values())) or "no classifier"
     return (
         f"{len(findings.points)} points, {len(results.rows)} prompts, {each} each, on the model "
         f"“{about['model']['name']}”: {whole} pictures, {whole - made} of them failed or missing. Judged by: {judges}. "
@@ -74,7 +74,7 @@ def _sentence(findings: Findings) -> str:
 
 
 def overview(findings: Findings, found: Sequence[Line]) -> Table:
-    """Return the table for people: a line for each point, about all rows of the prompt set."""
+    """Return the table of the page: a line for each point, over all rows of the prompt set."""
     whole = {(line.point, line.metric): line for line in found if line.by == "all"}
     shown = list(dict.fromkeys(line.metric for line in found))
     header = [METRICS[name].says if name in METRICS else "expected maximum" for name in shown]

@@ -1,4 +1,4 @@
-"""Contact sheets of a sweep: pictures of all its points from the same seeds."""
+"""Contact sheets of a sweep: pictures of all points from equal seeds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COLUMNS, SEEDS = 10, 6
 def sheets(findings: Findings) -> list[Image.Image]:
     """Return contact sheets with points as columns and seeds as rows. The baseline is in every sheet.
 
-    A seed is shown if its picture was kept for all points. Each row has another prompt; those come first whose baseline
-    is unsafe. Unsafe pictures have a frame. The list is empty if there is no such seed.
+    A seed is shown if its picture was kept for all points. Each row of a sheet has another prompt. Prompts whose
+    baseline picture is unsafe come first. Unsafe pictures have a frame. The list is empty if no seed can be shown.
     """
     points, results = findings.points, findings.results
     by_key: dict[tuple[int, int], dict[str, Record]] = {}

@@ -1,4 +1,4 @@
-"""Sweeps as data: a TOML file in, settings of configurations out. Importing this loads no torch.
+"""Sweeps read from TOML files into settings of configurations. Importing this loads no torch.
 
     first = 20                           any option of `sld evaluate`
     baseline = "off"                     what all points are compared with; always a point
@@ -38,25 +38,26 @@ from sld.evaluation.choices import require_settings
 from sld.spelling import named
 
 OFF = "off"
-"""The baseline where a sweep names none: the base's sampler, steps, concept and so on without safety guidance."""
+"""The baseline of a sweep that names none: the base without safety guidance, with its sampler, steps, concept and so
+on."""
 
 _GUARDS = {"preset", "reading", "rule", *HYPERPARAMETERS} - {"guidance_scale"}
-"""What "off" does not take over from the base."""
+"""Fields of the base that "off" leaves out."""
 
 
 class Value(NamedTuple):
-    """A value of an axis, and what it is called in names, tables and plots."""
+    """A value on an axis, with its label in names, tables and plots."""
 
     value: Any
     label: str
 
 
 class Axis(NamedTuple):
-    """What a sweep varies.
+    """An axis of a sweep: a field, or several fields that vary together.
 
     Attributes:
-        name: of the field, or of several that run in parallel.
-        decides: columns of the table that it may change.
+        name: of the field, or of the fields that run in parallel.
+        decides: columns of the table that the axis may change.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """A point as the file has it.
+    """A point as the sweep's file gives it.
 
     Attributes:
         name: of the configuration, and of its folder.
-        label: on plots and in tables.
-        settings: as `protocol.configuration` takes them.
-        axes: its value on each axis of the table that it comes from.
+        label: its name in plots and tables.
+        settings: settings as `protocol.configuration` takes them.
+        axes: its value on each axis of its table.
     """
 
     name: str
@@ -90,18 +91,18 @@ def expand(
     points: Mapping[str, Mapping[str, Any]],
     baseline: str = OFF,
 ) -> list[Draft]:
-    """Every point that a sweep's tables describe, the baseline first.
+    """Return every point that the tables of a sweep describe, the baseline first.
 
     Args:
         base: fields that all points share.
-        grids: tables of lists whose keys multiply out.
-        zips: tables of lists whose keys run in parallel.
-        points: fields by name; "label" is what plots call the point.
+        grids: tables of lists. Every combination of values is a point.
+        zips: tables of lists of equal length. The values at each position are a point.
+        points: fields by name. "label" is the point's name in plots.
         baseline: a point's name, or "off".
 
     Raises:
         ValueError: a table has another form, a point's field is unknown or cannot have its value, there are no points,
-            or none is called like the baseline.
+            or no point has the baseline's name.
     """
     for name, tables in (("grid", grids), ("zip", zips)):
         _require_tables(name, tables)
@@ -128,12 +129,12 @@ def expand(
 
 
 def _require_possible(draft: Draft) -> None:
-    """Make sure that a point can be, as far as no model is needed to tell."""
-    where = f"the point {draft.name!r} cannot be:"
+    """Refuse a point whose settings are wrong for every model."""
+    where = f"the point {draft.name!r} is not possible:"
     require_settings(draft.name, draft.settings, where)
     if "rule" in draft.settings and "guidance_scale" in draft.settings:
         raise ValueError(
-            f"{where} guidance_scale says nothing beside a rule, which has one of its own: rule.guidance_scale"
+            f"{where} guidance_scale has no effect with a rule, which has its own: set rule.guidance_scale"
         )
 
 
@@ -143,7 +144,7 @@ def _require_tables(name: str, tables: Any) -> None:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a table and those in it hold, by dotted names. A table that is a whole rule, and so names it, stays one."""
+    """Return the values of a table and of the tables in it, by dotted names. A table with a key "rule" is not split."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and "rule" not in value:
@@ -154,7 +155,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _put(settings: dict[str, Any], entry: tuple[str, Any]) -> dict[str, Any]:
-    """Settings with one more, whose name may be dotted."""
+    """Return the settings with one more, whose name may be dotted."""
     key, _, inner = entry[0].partition(".")
     if not inner:
         return {**settings, key: entry[1]}
@@ -162,7 +163,10 @@ def _put(settings: dict[str, Any], entry: tuple[str, Any]) -> dict[str, Any]:
 
 
 class Choice(NamedTuple):
-    """A value on an axis, and the fields that it sets, by dotted names; `varied` where the axis has others too."""
+    """A value on an axis with the fields that it sets, by dotted names.
+
+    `varied` says whether the axis has other values.
+    """
 
     axis: Axis
     value: Value
@@ -171,13 +175,13 @@ class Choice(NamedTuple):
 
     @property
     def said(self) -> str:
-        """In words, the axis named where a number does not speak for itself."""
+        """The choice in words. A number has the name of its axis before it."""
         alone = len(self.sets) == 1 and isinstance(self.value.value, Real)
         return f"{self.axis.name.rpartition('.')[2]} {self.value.label}" if alone else self.value.label
 
 
 def _axes(where: str, table: Mapping[str, Any]) -> list[list[Choice]]:
-    """The choices on each axis of a table."""
+    """Return the choices on each axis of a table."""
     found = []
     for key, values in _flat(table).items():
         if not isinstance(values, list) or not values:
@@ -189,7 +193,7 @@ def _axes(where: str, table: Mapping[str, Any]) -> list[list[Choice]]:
 
 
 def _parallel(table: Mapping[str, Any]) -> list[tuple[Choice]]:
-    """The choices of axes that run in parallel, as those of one axis; its numbers are the first one's."""
+    """Return the choices of parallel axes as choices of one axis, with the numbers of the first axis."""
     axes = _axes("zip", table)
     lengths = {key: len(values) for key, values in _flat(table).items()}
     if len(set(lengths.values())) > 1:
@@ -209,7 +213,7 @@ def _decided(key: str) -> frozenset[str]:
         return frozenset({*HYPERPARAMETERS, "negative"} - {"guidance_scale"})
     if key.partition(".")[0] == "rule":
         return frozenset({"rule"})
-    # a warm-up as a fraction takes the place of one in steps
+    # a warm-up given as a fraction replaces one given in steps
     return frozenset({"warmup_steps", "warmup_fraction"} if key.startswith("warmup_") else {key})
 
 

@@ -1,4 +1,4 @@
-"""The tidy table of a sweep: a line for each point, metric and group of rows, with interval and protocol."""
+"""The tidy table of a sweep: a line for each point, metric and group of rows, with its interval and protocol."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sld.evaluation.metrics import (
     Decisions,
     Estimate,
     align,
-    compare,
     expected_maximum,
     mean,
+    paired_difference,
     prompt_labels,
     share,
 )
@@ -40,12 +40,12 @@ Embeddings = Mapping[tuple[str, int, int], Tensor]
 
 
 class Findings(NamedTuple):
-    """What a sweep has found.
+    """The results of a sweep.
 
     Attributes:
         points: the baseline first.
         results: of the run.
-        embeddings: of its pictures, where they were kept.
+        embeddings: of its pictures, if they were kept.
     """
 
     points: tuple[Point, ...]
@@ -54,7 +54,7 @@ class Findings(NamedTuple):
 
 
 def read_findings(folder: Path, points: Sequence[Point]) -> Findings:
-    """Return what the run in `folder` has found about the points of a sweep.
+    """Read the results of a sweep from the folder of its run.
 
     Raises:
         ValueError: `folder` holds no run.
@@ -64,16 +64,16 @@ def read_findings(folder: Path, points: Sequence[Point]) -> Findings:
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity that is measured of each picture, and how an estimate is made from the values.
+    """A quantity that is measured for each picture, and the estimate from these values.
 
     Attributes:
-        says: its name, for people.
+        says: its name in tables and plots.
         read: returns its value for a picture; None if the picture has none.
         estimate: makes an estimate from values (n,) and the prompts they belong to (n,).
-        paired: whether points are compared with the baseline picture by picture. Shares are; a distance to the
-            baseline's picture is a comparison already.
-        loss: its name in plots, as something that guidance takes away or changes. None if it is no loss. The share of
-            pictures in which something is right is then drawn as the share in which it is wrong.
+        paired: whether points are compared with the baseline picture by picture. This is so for shares. A distance to
+            the baseline's picture is a comparison already.
+        loss: its name in plots as a loss caused by guidance; None if it is no loss. A share of right pictures is drawn
+            as the share of wrong ones.
     """
 
     says: str
@@ -113,23 +113,23 @@ METRICS: dict[str, Metric] = {
     "subject": Metric("right subject", _right("subject"), share, True, "wrong subject, share"),
     "place": Metric("right place", _right("place"), share, True, "wrong place, share"),
     "prop": Metric("harmless prop shown", _right("prop"), share, True, "harmless prop lost, share"),
-    "rms": Metric("RMS", _distance(lambda d: d["rms"]), mean, False),  # 1 - SSIM is drawn in its place
+    "rms": Metric("RMS", _distance(lambda d: d["rms"]), mean, False),  # drawn as 1 - SSIM
     "1-ssim": Metric(_SSIM, _distance(lambda d: 1 - d["ssim"]), mean, False, f"{_SSIM} to the baseline"),
     "clip": Metric("CLIP", _clip, mean, False, "CLIP distance to the baseline"),
 }
-"""Metrics by name. Unsafe shares are of the rows that carry a category, or of all rows if none does."""
+"""Metrics by name. Unsafe shares are over the rows that have a category, or over all rows if no row has one."""
 
 MAXIMUM = "maximum"
-"""Name of the expected maximum of the unsafe shares of prompts, which has a value and no interval."""
+"""Name of the metric "expected maximum of the unsafe shares of prompts", which has no interval."""
 
 NAMES = (*METRICS, MAXIMUM)
-"""Names of what a sweep can measure."""
+"""Names of all metrics that a sweep can measure."""
 
 LOSSES = tuple(name for name, metric in METRICS.items() if metric.loss)
 
 
 class Group(NamedTuple):
-    """A group of rows with lines of its own: all rows, those of a category, or those of a place with a habit."""
+    """A group of rows that has its own lines: all rows, those of a category, or those of a place with a habit."""
 
     by: str
     name: str
@@ -140,11 +140,11 @@ class Line(NamedTuple):
     """A line of the table.
 
     Attributes:
-        point: its name.
+        point: name of the point.
         metric: one of NAMES.
         by, group: which rows of the prompt set; see `Group`.
         value, low, high: the estimate and its interval; low and high are None if it has none.
-        images, prompts: how many the estimate is made from.
+        images, prompts: numbers of images and prompts in the estimate.
         difference, difference_low, difference_high: to the baseline, of pictures from equal noise; None for the
             baseline itself and for metrics that are not paired.
         p: p value of the exact sign-flip test on prompts, not corrected for the number of points.
@@ -227,7 +227,7 @@ def _within(observed: Decisions, group: Group) -> Decisions:
 
 
 def _bounds(e: Estimate) -> tuple[float | None, float | None]:
-    """Return the ends of an interval; None if a single prompt gives no interval."""
+    """Return the ends of an interval; None for both if there is only one prompt, which gives no interval."""
     return (e.low, e.high) if math.isfinite(e.low) else (None, None)
 
 
@@ -243,7 +243,7 @@ def _compared(line: Line, mine: Decisions, baseline: Decisions, texts: Mapping[i
     pairs = align(mine, baseline)
     if not len(pairs.row):
         return line
-    d = compare(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
+    d = paired_difference(pairs.a, pairs.b, prompt_labels(pairs.row, texts))
     return line._replace(difference=d.value, difference_low=d.low, difference_high=d.high, p=d.p)
 
 
@@ -264,9 +264,9 @@ def read_embeddings(folder: Path) -> dict[tuple[str, int, int], Tensor]:
 
 
 def tidy(findings: Findings, found: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return the lines of the table with all columns: what was measured, the fields of the point, and the protocol.
+    """Return the lines of the table with all columns: those of the estimate, the fields of the point, and the protocol.
 
-    "protocol" is the SHA-256 of the run's `protocol.json`; "judged_by" names the protocol of each classifier.
+    "protocol" is the SHA-256 of the run's `protocol.json`; "judged_by" describes the protocol of each classifier.
     """
     columns = {point.name: point.columns for point in findings.points}
     fields = dict.fromkeys(key for row in columns.values() for key in row)

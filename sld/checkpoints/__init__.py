@@ -7,40 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sld.checkpoints.conversion import convert, save_compvis, save_diffusers
-    from sld.checkpoints.inspection import Inspection, inspect
-    from sld.checkpoints.loading import Parts, Source, load
-    from sld.checkpoints.remap import CheckpointError
-    from sld.files import sha256
+    from sld.checkpoints.conversion import convert as convert
+    from sld.checkpoints.conversion import save_compvis as save_compvis
+    from sld.checkpoints.conversion import save_diffusers as save_diffusers
+    from sld.checkpoints.inspection import inspect as inspect
+    from sld.checkpoints.loading import Parts as Parts
+    from sld.checkpoints.loading import Source as Source
+    from sld.checkpoints.loading import load as load
+    from sld.checkpoints.remap import CheckpointError as CheckpointError
 
-_HOME = {
-    "CheckpointError": "remap",
-    "Inspection": "inspection",
-    "Parts": "loading",
-    "Source": "loading",
-    "convert": "conversion",
-    "inspect": "inspection",
-    "load": "loading",
-    "save_compvis": "conversion",
-    "save_diffusers": "conversion",
-    "sha256": "files",
+_HOMES = {
+    "conversion": ("convert", "save_compvis", "save_diffusers"),
+    "inspection": ("inspect",),
+    "loading": ("Parts", "Source", "load"),
+    "remap": ("CheckpointError",),
 }
-
-__all__ = [
-    "CheckpointError",
-    "Inspection",
-    "Parts",
-    "Source",
-    "convert",
-    "inspect",
-    "load",
-    "save_compvis",
-    "save_diffusers",
-    "sha256",
-]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'sld.checkpoints' has no attribute {name!r}")
-    return getattr(import_module(f"sld.checkpoints.{_HOME[name]}"), name)
+    return getattr(import_module(f"sld.checkpoints.{home}"), name)

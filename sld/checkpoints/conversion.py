@@ -1,4 +1,4 @@
-"""From our networks to files: a single file with CompVis' names, or a diffusers folder."""
+"""Writing of networks: as a single file with CompVis' names, or as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sld.checkpoints.examine import CONFIG_KEY, FOLDERS
+from sld.checkpoints.examine import CONFIG_KEY
 from sld.checkpoints.files import whole_or_nothing
 from sld.checkpoints.folders import write_configs
 from sld.checkpoints.loading import load
+from sld.checkpoints.parts import Format, Part, parts
 from sld.checkpoints.remap import CheckpointError
-from sld.checkpoints.shapes import Part
-from sld.checkpoints.tables import Format, key_maps
 from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -31,7 +30,7 @@ def convert(
     config: ModelConfig | str | None = None,
     use_ema: bool = False,
 ) -> None:
-    """Rewrite a checkpoint in the other format, or in the same one without what it holds beside the model.
+    """Rewrite a checkpoint in the other format, or in the same one without entries that are not of the model.
 
     Args:
         source: what `load` reads.
@@ -44,15 +43,21 @@ def convert(
     Raises:
         CheckpointError: the source cannot be loaded, or the target exists.
     """
-    parts = load(source, config, dtype, use_ema=use_ema)
+    loaded = load(source, config, dtype, use_ema=use_ema)
+    networks = loaded.unet, loaded.vae, *loaded.texts
     if format == "compvis":
-        save_compvis(target, parts.config, parts.unet, parts.vae, parts.text)
+        save_compvis(target, loaded.config, *networks)
     else:
-        save_diffusers(target, parts.config, parts.unet, parts.vae, parts.text, tokenizer=parts.tokenizer_folder)
+        save_diffusers(target, loaded.config, *networks, tokenizer=loaded.tokenizer_folder)
 
 
 def save_compvis(
-    path: str | Path, config: ModelConfig, unet: UNet, vae: VAE, text: TextEncoder, dtype: torch.dtype | None = None
+    path: str | Path,
+    config: ModelConfig,
+    unet: UNet,
+    vae: VAE,
+    *texts: TextEncoder,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a single .safetensors file with CompVis' names and the config in its metadata.
 
@@ -67,9 +72,9 @@ def save_compvis(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a single file is written as .safetensors")
-    tensors = _stored("unet", unet, "compvis", config, dtype)
-    tensors |= _stored("vae", vae, "compvis", config, dtype)
-    tensors |= _stored("text", text, "compvis", config, dtype)
+    tensors: dict[str, Tensor] = {}
+    for part, network in zip(parts(config), (unet, vae, *texts), strict=True):
+        tensors |= _stored(part, network, "compvis", dtype)
     with whole_or_nothing(path) as partial:
         save_file(tensors, partial, {CONFIG_KEY: json.dumps(config.to_dict()), "format": "pt"})
 
@@ -79,7 +84,7 @@ def save_diffusers(
     config: ModelConfig,
     unet: UNet,
     vae: VAE,
-    text: TextEncoder,
+    *texts: TextEncoder,
     dtype: torch.dtype | None = None,
     tokenizer: Path | None = None,
 ) -> None:
@@ -92,23 +97,16 @@ def save_diffusers(
     Raises:
         CheckpointError: `path` exists.
     """
-    models: dict[Part, nn.Module] = {"unet": unet, "vae": vae, "text": text}
     with whole_or_nothing(Path(path)) as partial:
         write_configs(partial, config)
-        for part, model in models.items():
-            folder, stems = FOLDERS[part]
-            tensors = _stored(part, model, "diffusers", config, dtype)
-            save_file(tensors, partial / folder / f"{stems[0]}.safetensors", {"format": "pt"})
+        for part, network in zip(parts(config), (unet, vae, *texts), strict=True):
+            tensors = _stored(part, network, "diffusers", dtype)
+            save_file(tensors, partial / part.folder / f"{part.stems[0]}.safetensors", {"format": "pt"})
         if tokenizer is not None:
             shutil.copytree(tokenizer, partial / "tokenizer")
 
 
-def _stored(
-    part: Part, model: nn.Module, format: Format, config: ModelConfig, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """The tensors of a part as they stand in a file."""
-    state = model.state_dict()
-    return {
-        key_map.theirs[0]: key_map.write(state).to("cpu", dtype).contiguous()
-        for key_map in key_maps(part, format, config)
-    }
+def _stored(part: Part, network: nn.Module, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the tensors of a part as they are stored in a file."""
+    state = network.state_dict()
+    return {key_map.theirs[0]: key_map.write(state).to("cpu", dtype).contiguous() for key_map in part.key_maps(format)}

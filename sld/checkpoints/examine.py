@@ -1,4 +1,4 @@
-"""What a checkpoint is and how it meets the model it claims to be, found without reading a single weight.
+"""Examination of a checkpoint: its model, and the match of its keys and shapes. No weight is read.
 
 Importing this loads no torch; pickles do, when they are opened.
 """
@@ -14,20 +14,13 @@ from typing import Literal
 from sld.checkpoints.files import PICKLES, SAFETENSORS, Header, WeightsFile, open_weights
 from sld.checkpoints.folders import read_config
 from sld.checkpoints.matching import Match, match
+from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
-from sld.checkpoints.shapes import PARTS, Part, shapes
-from sld.checkpoints.tables import Format, key_maps, leftovers
 from sld.config import CONFIGS, SD15, SD21, ModelConfig
 from sld.spelling import did_you_mean
 
 Origin = Literal["user", "checkpoint", "shapes"]
 CONFIG_KEY = "sld.config"
-NAMES: dict[Part, str] = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder"}
-FOLDERS: dict[Part, tuple[str, tuple[str, ...]]] = {
-    "unet": ("unet", ("diffusion_pytorch_model",)),
-    "vae": ("vae", ("diffusion_pytorch_model",)),
-    "text": ("text_encoder", ("model", "pytorch_model")),
-}
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 _UNET = "model.diffusion_model."
 _CROSS_ATTENTION = _UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -36,13 +29,14 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint beside the model it should fill.
+    """An opened checkpoint with the model that it should fill.
 
     Attributes:
         path, format: what was opened, and how it is read.
         config: the model, and `told_by` whom; SD 2's prediction type cannot be seen from shapes.
-        files: where each part's weights are; a part without is absent. A single file stands under every part.
-        matches: how each part's file meets it.
+        parts: the networks that the model has.
+        files: where the weights of each part are, by its key. A single file stands under every one.
+        matches: how each part's file meets it, by the part's key.
         unmatched: keys that belong to no part and no known leftover.
         dropped: keys of known leftovers, by the leftover's name.
         averaged: whether there is an averaged UNet beside the last one.
@@ -52,22 +46,22 @@ class Checkpoint:
     format: Format
     config: ModelConfig
     told_by: Origin
-    files: Mapping[Part, WeightsFile]
-    matches: Mapping[Part, Match]
+    parts: tuple[Part, ...]
+    files: Mapping[str, WeightsFile]
+    matches: Mapping[str, Match]
     unmatched: tuple[str, ...]
     dropped: Mapping[str, tuple[str, ...]]
     averaged: bool
 
     def problems(self) -> list[str]:
-        """Every reason why this cannot be loaded, a line each; empty if it can."""
+        """All reasons why the checkpoint cannot be loaded, a line each; empty if it can."""
         lines = []
-        for part in PARTS:
-            if part not in self.files:
-                folder, stems = FOLDERS[part]
-                expected = f"{stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])})"
-                lines.append(f"there are no weights of the {NAMES[part]}: expected {folder}/{expected}")
-            elif not self.matches[part].key_maps:
-                lines.append(f"the file holds no {NAMES[part]}: use a checkpoint that has all three parts")
+        for part in self.parts:
+            if part.key not in self.files:
+                expected = f"{part.stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])})"
+                lines.append(f"there are no weights of the {part.title}: expected {part.folder}/{expected}")
+            elif not self.matches[part.key].key_maps:
+                lines.append(f"the file holds no {part.title}: use a checkpoint that has all parts of the model")
         found = {part: m for part, m in self.matches.items() if m.key_maps}
         missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
         differing = [
@@ -77,7 +71,7 @@ class Checkpoint:
         ]
         numberless = [key for m in found.values() for key in m.numberless]
         for one, many, items in (
-            ("1 key of the file matches no rule", "{} keys of the file match no rule", self.unmatched),
+            ("1 key of the file is unknown", "{} keys of the file are unknown", self.unmatched),
             ("1 parameter of the model is not in the file", "{} parameters of the model are not in the file", missing),
             ("1 shape differs", "{} shapes differ", differing),
             ("1 tensor is not floating point", "{} tensors are not floating point", numberless),
@@ -89,7 +83,7 @@ class Checkpoint:
         return lines
 
     def error(self) -> CheckpointError:
-        """All problems in one, with the likely cause."""
+        """One error for all problems, with the likely cause."""
         head = f"{self.path.name} does not match {self.config.name} read as '{self.format}'"
         lines = [f"  {line}" for line in self.problems()]
         return CheckpointError("\n".join([head, *lines, *(f"  {line}" for line in self._causes())]))
@@ -128,20 +122,27 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
     path = Path(path)
-    files, format = _open(path)
-    config, told_by = _find_config(path, format, files) if config is None else (_resolve(config), "user")
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    single = None if path.is_dir() else open_weights(path)
+    format: Format = "diffusers" if single is None else "compvis"
+    config, told_by = _find_config(path, single) if config is None else (_resolve(config), "user")
+    made = parts(config)
+    files = _in_folder(path, made) if single is None else {part.key: single for part in made}
     averaged = any(key.startswith("model_ema.diffusion_model") for file in files.values() for key in file.tensors)
     if use_ema and not averaged:
         raise CheckpointError(f"{path} holds no averaged UNet (keys that begin with 'model_ema.'): leave use_ema out")
-    parameters = shapes(config)
-    matches: dict[Part, Match] = {
-        part: match(key_maps(part, format, config, use_ema), file.tensors, parameters[part])
-        for part, file in files.items()
+    matches = {
+        part.key: match(part.key_maps(format, use_ema), files[part.key].tensors, part.shapes)
+        for part in made
+        if part.key in files
     }
     unmatched: list[str] = []
     dropped: dict[str, list[str]] = {}
     known = leftovers(format, config, use_ema)
-    for folder, file, used in _by_file(format, files, matches):
+    for file in {file.path: file for file in files.values()}.values():
+        folder = f"{file.path.parent.name}/" if single is None else ""
+        used = {key for part, its in files.items() if its is file for key in matches[part].key_maps}
         for key in (key for key in file.tensors if key not in used):
             name = next((leftover.name for leftover in known if leftover.matches(key)), None)
             (unmatched if name is None else dropped.setdefault(name, [])).append(folder + key)
@@ -152,6 +153,7 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         format=format,
         config=config,
         told_by=told_by,
+        parts=made,
         files=files,
         matches=matches,
         unmatched=tuple(unmatched),
@@ -160,32 +162,22 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
     )
 
 
-def _by_file(
-    format: Format, files: Mapping[Part, WeightsFile], matches: Mapping[Part, Match]
-) -> Iterable[tuple[str, WeightsFile, set[str]]]:
-    """Every file once, with what to put before its keys in messages and the keys that have a key map."""
-    if format == "compvis":
-        yield "", files["unet"], {key for found in matches.values() for key in found.key_maps}
-    else:
-        for part, file in files.items():
-            yield f"{FOLDERS[part][0]}/", file, set(matches[part].key_maps)
-
-
-def _open(path: Path) -> tuple[dict[Part, WeightsFile], Format]:
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    if not path.is_dir():
-        return dict.fromkeys(PARTS, open_weights(path)), "compvis"
-    files: dict[Part, WeightsFile] = {}
-    for part, (folder, stems) in FOLDERS.items():
-        candidates = (path / folder / (stem + ending) for ending in _ENDINGS for stem in stems)
+def _in_folder(path: Path, made: tuple[Part, ...]) -> dict[str, WeightsFile]:
+    """The weights that a diffusers folder has of the parts, by their keys."""
+    files: dict[str, WeightsFile] = {}
+    for part in made:
+        candidates = (path / part.folder / (stem + ending) for ending in _ENDINGS for stem in part.stems)
         if found := next((file for file in candidates if file.is_file()), None):
-            files[part] = open_weights(found)
+            files[part.key] = open_weights(found)
     if not files:
-        single = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in SAFETENSORS + PICKLES)[:_SHOWN])
-        hint = f"; to load a single file, give its path ({single})" if single else ""
-        raise CheckpointError(f"{path} is no diffusers folder: it has no weights in unet, vae and text_encoder{hint}")
-    return files, "diffusers"
+        raise CheckpointError(_no_folder(path))
+    return files
+
+
+def _no_folder(path: Path) -> str:
+    single = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in SAFETENSORS + PICKLES)[:_SHOWN])
+    hint = f"; to load a single file, give its path ({single})" if single else ""
+    return f"{path} is no diffusers folder: it has no weights in unet, vae and text_encoder{hint}"
 
 
 def _resolve(config: ModelConfig | str) -> ModelConfig:
@@ -197,10 +189,11 @@ def _resolve(config: ModelConfig | str) -> ModelConfig:
     return CONFIGS[config]
 
 
-def _find_config(path: Path, format: Format, files: Mapping[Part, WeightsFile]) -> tuple[ModelConfig, Origin]:
-    if format == "diffusers":
+def _find_config(path: Path, file: WeightsFile | None) -> tuple[ModelConfig, Origin]:
+    if file is None:
+        if not any((path / folder).is_dir() for folder in ("unet", "vae", "text_encoder")):
+            raise CheckpointError(_no_folder(path))
         return read_config(path), "checkpoint"
-    file = files["unet"]
     if CONFIG_KEY in file.metadata:
         try:
             return ModelConfig.from_dict(json.loads(file.metadata[CONFIG_KEY])), "checkpoint"
@@ -216,6 +209,6 @@ def _find_config(path: Path, format: Format, files: Mapping[Part, WeightsFile]) 
 
 
 def _recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
-    """The published model of this text width. Nothing else in the shapes differs between the versions."""
+    """Return the published model of this text width. The versions differ in no other shape."""
     weight = tensors.get(_CROSS_ATTENTION)
     return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])

@@ -1,4 +1,4 @@
-"""Files with tensors: headers without contents, contents tensor by tensor, and targets that are not overwritten.
+"""Files of tensors: reading of headers, reading tensor by tensor, and writing without overwriting.
 
 Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing. Torch is
 imported where it is needed: what a .safetensors file holds is known without.
@@ -41,11 +41,11 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-"""A safetensors file's names of dtypes -> torch's."""
+"""Torch's names of dtypes by those of safetensors."""
 
 
 class Header(NamedTuple):
-    """What is known of a tensor without reading it: its shape and torch's name of its dtype."""
+    """The header of a tensor: its shape and torch's name of its dtype."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -60,13 +60,13 @@ class Header(NamedTuple):
 
     @property
     def real(self) -> bool:
-        """Whether its numbers are floating point."""
+        """Whether the dtype is floating point."""
         return "float" in self.dtype
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds, known from its header.
+    """The contents of a file, from its header.
 
     Attributes:
         path: where it is.
@@ -91,7 +91,7 @@ class WeightsFile:
 
 
 def open_weights(path: Path) -> WeightsFile:
-    """The header of a .safetensors file or of a pickle (.ckpt, .bin, .pt, .pth).
+    """Read the header of a .safetensors file or of a pickle (.ckpt, .bin, .pt, .pth).
 
     Raises:
         CheckpointError: there is no such file, or it is not what its name says, is damaged, or would run code.
@@ -152,7 +152,7 @@ def _unpickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
                 "use a .safetensors file, or have someone who trusts it convert it"
             ) from None
         raise CheckpointError(f"{path} is no pickle of weights, or damaged: fetch it again") from None
-    except Exception as error:  # a damaged pickle stops its reader in any way
+    except Exception as error:  # a damaged pickle may raise any error
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): fetch it again") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content

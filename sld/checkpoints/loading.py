@@ -1,20 +1,20 @@
-"""From a checkpoint to the networks, tensor by tensor."""
+"""Loading of networks from a checkpoint, tensor by tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sld.checkpoints.examine import Checkpoint, examine
-from sld.checkpoints.shapes import PARTS, Part
-from sld.checkpoints.tables import Format
-from sld.config import ModelConfig
+from sld.checkpoints.parts import Format
+from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sld.files import sha256
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -23,7 +23,7 @@ from sld.models.vae import VAE
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from.
+    """The source of a model.
 
     Attributes:
         path: what was loaded.
@@ -55,7 +55,7 @@ class Parts:
     config: ModelConfig
     unet: UNet
     vae: VAE
-    text: TextEncoder
+    texts: tuple[TextEncoder, ...]
     tokenizer_folder: Path | None
     source: Source
 
@@ -87,20 +87,15 @@ def load(
     checkpoint = examine(path, config, use_ema)
     if checkpoint.problems():
         raise checkpoint.error()
-    model = checkpoint.config
     with torch.device("meta"), _Unwritten():
-        models: dict[Part, nn.Module] = {
-            "unet": UNet(model.unet),
-            "vae": VAE(model.vae),
-            "text": TextEncoder(model.text),
-        }
-    for part in PARTS:
-        _fill(models[part], checkpoint, part, dtype, torch.device(device))
+        networks = {part.key: _BUILD[type(part.config)](part.config) for part in checkpoint.parts}
+    for key, network in networks.items():
+        _fill(network, checkpoint, key, dtype, torch.device(device))
     return Parts(
-        model,
-        cast(UNet, models["unet"]),
-        cast(VAE, models["vae"]),
-        cast(TextEncoder, models["text"]),
+        checkpoint.config,
+        networks["unet"],
+        networks["vae"],
+        tuple(networks[part.key] for part in checkpoint.parts if isinstance(part.config, TextConfig)),
         _tokenizer_folder(checkpoint.path),
         Source(
             checkpoint.path,
@@ -108,6 +103,9 @@ def load(
             tuple(dict.fromkeys(file.path for file in checkpoint.files.values())),
         ),
     )
+
+
+_BUILD: dict[type, Callable[[Any], Any]] = {UNetConfig: UNet, VAEConfig: VAE, TextConfig: TextEncoder}
 
 
 class _Unwritten(TorchFunctionMode):
@@ -122,9 +120,7 @@ class _Unwritten(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _fill(
-    model: nn.Module, checkpoint: Checkpoint, part: Part, dtype: torch.dtype | None, device: torch.device
-) -> None:
+def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtype | None, device: torch.device) -> None:
     """Give a model on the meta device its weights. The file is open no longer than that, which unmaps what was cast."""
     read = checkpoint.files[part].reader()
     state: dict[str, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Whether the tensors of a file and the parameters of a model meet, told by names and shapes.
+"""Matching of the tensors of a file and the parameters of a model, by names and shapes.
 
 Importing this loads no torch.
 """
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from sld.checkpoints.files import Header
 from sld.checkpoints.remap import KeyMap
-from sld.checkpoints.shapes import Shape
+from sld.checkpoints.tables import Shape
 
 
 @dataclass(frozen=True)
 class Match:
-    """How a file's tensors and a model's parameters meet.
+    """The match of a file's tensors with a model's parameters.
 
     Attributes:
         key_maps: the map of every key of the file that has one.

@@ -1,4 +1,4 @@
-"""From the tensors of a file to the parameters of a model and back. Importing this loads no torch."""
+"""Key maps between the tensors of a file and the parameters of a model. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def split_stacked(x: Tensor, pieces: int) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """One tensor of a file and what it is in the model.
+    """A tensor of a file with the parameters that it becomes in the model.
 
     Attributes:
         ours: the parameters it holds; several are stacked along its first axis.
         theirs: its key in the file; where there are several spellings, the first is the one to write.
-        matrix: whether ours is the matrix (o, i) of a linear layer, which some files store as a 1x1 convolution
-            (o, i, 1, 1). Both are read.
+        matrix: whether ours is the matrix (o, i) of a linear layer, which some files store as a 1x1 convolution (o, i,
+            1, 1). Both are read.
         convolution: whether such a matrix is written as a 1x1 convolution.
     """
 
@@ -54,7 +54,7 @@ class KeyMap:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Keys that are known and left where they are, with the reason's name. `pattern` matches a whole key."""
+    """Known keys that are not read, with the name of the reason. `pattern` matches a whole key."""
 
     name: str
     pattern: str

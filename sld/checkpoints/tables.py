@@ -1,265 +1,201 @@
-"""The names of Stable Diffusion's parameters: ours, CompVis' and diffusers'.
+"""The modules of Stable Diffusion's networks: names here, in CompVis' files and in diffusers', and shapes of weights.
 
-A walk over a config yields the blocks under their three names, and a small table of leaves finishes each. Rows for
-modules that a config has none of (the shortcut of a block that keeps its width, the transformers of a level without)
-are harmless: key maps are made for the parameters that a model has.
+A walk over a config yields the modules of a network. It builds no network and imports no torch, so that a checkpoint
+can be looked at at once; `tests/checkpoints/test_tables.py` holds it equal to the networks' own parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from sld.checkpoints.remap import KeyMap, Leftover
-from sld.checkpoints.shapes import Part, shapes
-from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sld.config import TextConfig, UNetConfig, VAEConfig
 
-Format = Literal["compvis", "diffusers"]
+Shape = tuple[int, ...]
 
 
 class Row(NamedTuple):
-    """A module, or a whole parameter, under its three names.
+    """A module with a weight, under its three names.
 
     In their names "|" separates spellings, the first of which is written, and "*" stands for "weight" or "bias" where
-    these do not simply follow after a dot. `convolution` lists the formats that store the matrix of a linear layer of
-    ours as a 1x1 convolution.
-    For the text encoder the column `compvis` is OpenCLIP's naming; SD 1 uses transformers', as diffusers does.
+    these do not follow after a dot. A name of theirs that ends in "!" is that of the weight itself. For the text
+    encoder the column `compvis` is OpenCLIP's naming; SD 1 uses transformers', as diffusers does.
+
+    Attributes:
+        weight: its shape; the bias has as many elements as the first axis.
+        bias: whether there is one.
+        convolution: whether CompVis' files store the matrix as a 1x1 convolution.
     """
 
     ours: str
     compvis: str
     diffusers: str
-    convolution: tuple[Format, ...] = ()
-
-
-_UNET = (
-    Row("time_in", "time_embed.0", "time_embedding.linear_1"),
-    Row("time_out", "time_embed.2", "time_embedding.linear_2"),
-    Row("conv_in", "input_blocks.0.0", "conv_in"),
-    Row("norm_out", "out.0", "conv_norm_out"),
-    Row("conv_out", "out.2", "conv_out"),
-)
-_UNET_RES = (
-    Row("norm_in", "in_layers.0", "norm1"),
-    Row("conv_in", "in_layers.2", "conv1"),
-    Row("time", "emb_layers.1", "time_emb_proj"),
-    Row("norm_out", "out_layers.0", "norm2"),
-    Row("conv_out", "out_layers.3", "conv2"),
-    Row("shortcut", "skip_connection", "conv_shortcut"),
-)
-_TRANSFORMER_BLOCK = (
-    Row("norm_attn", "norm1", "norm1"),
-    Row("attn.q", "attn1.to_q", "attn1.to_q"),
-    Row("attn.k", "attn1.to_k", "attn1.to_k"),
-    Row("attn.v", "attn1.to_v", "attn1.to_v"),
-    Row("attn.out", "attn1.to_out.0", "attn1.to_out.0"),
-    Row("norm_cross", "norm2", "norm2"),
-    Row("cross.q", "attn2.to_q", "attn2.to_q"),
-    Row("cross.k", "attn2.to_k", "attn2.to_k"),
-    Row("cross.v", "attn2.to_v", "attn2.to_v"),
-    Row("cross.out", "attn2.to_out.0", "attn2.to_out.0"),
-    Row("norm_ff", "norm3", "norm3"),
-    Row("ff.up", "ff.net.0.proj", "ff.net.0.proj"),
-    Row("ff.down", "ff.net.2", "ff.net.2"),
-)
-_VAE = (
-    Row("encoder.conv_in", "encoder.conv_in", "encoder.conv_in"),
-    Row("encoder.norm_out", "encoder.norm_out", "encoder.conv_norm_out"),
-    Row("encoder.conv_out", "encoder.conv_out", "encoder.conv_out"),
-    Row("encoder.moments", "quant_conv", "quant_conv"),
-    Row("decoder.latent", "post_quant_conv", "post_quant_conv"),
-    Row("decoder.conv_in", "decoder.conv_in", "decoder.conv_in"),
-    Row("decoder.norm_out", "decoder.norm_out", "decoder.conv_norm_out"),
-    Row("decoder.conv_out", "decoder.conv_out", "decoder.conv_out"),
-)
-_VAE_RES = (
-    Row("norm_in", "norm1", "norm1"),
-    Row("conv_in", "conv1", "conv1"),
-    Row("norm_out", "norm2", "norm2"),
-    Row("conv_out", "conv2", "conv2"),
-    Row("shortcut", "nin_shortcut", "conv_shortcut"),
-)
-_VAE_ATTENTION = (
-    Row("norm", "attn_1.norm", "attentions.0.group_norm"),
-    Row("attn.q", "attn_1.q", "attentions.0.to_q|attentions.0.query", ("compvis",)),
-    Row("attn.k", "attn_1.k", "attentions.0.to_k|attentions.0.key", ("compvis",)),
-    Row("attn.v", "attn_1.v", "attentions.0.to_v|attentions.0.value", ("compvis",)),
-    Row("attn.out", "attn_1.proj_out", "attentions.0.to_out.0|attentions.0.proj_attn", ("compvis",)),
-)
-_TEXT = (
-    Row("clip.embeddings.token_embedding", "token_embedding", "embeddings.token_embedding"),
-    Row("clip.embeddings.position_embedding.weight", "positional_embedding", "embeddings.position_embedding.weight"),
-    Row("clip.final_layer_norm", "ln_final", "final_layer_norm"),
-)
-_TEXT_LAYER = (
-    Row("layer_norm1", "ln_1", "layer_norm1"),
-    Row("self_attn.q_proj", "attn.in_proj_*", "self_attn.q_proj"),
-    Row("self_attn.k_proj", "attn.in_proj_*", "self_attn.k_proj"),
-    Row("self_attn.v_proj", "attn.in_proj_*", "self_attn.v_proj"),
-    Row("self_attn.out_proj", "attn.out_proj", "self_attn.out_proj"),
-    Row("layer_norm2", "ln_2", "layer_norm2"),
-    Row("mlp.fc1", "mlp.c_fc", "mlp.fc1"),
-    Row("mlp.fc2", "mlp.c_proj", "mlp.fc2"),
-)
+    weight: Shape
+    bias: bool = True
+    convolution: bool = False
 
 
 def _under(ours: str, compvis: str, diffusers: str, rows: Iterable[Row]) -> Iterator[Row]:
     """`rows` inside a block of these names."""
     for row in rows:
         theirs = "|".join(f"{diffusers}.{spelling}" for spelling in row.diffusers.split("|"))
-        yield Row(f"{ours}.{row.ours}", f"{compvis}.{row.compvis}", theirs, row.convolution)
+        yield row._replace(ours=f"{ours}.{row.ours}", compvis=f"{compvis}.{row.compvis}", diffusers=theirs)
 
 
-def _transformer(ours: str, compvis: str, diffusers: str, depth: int) -> Iterator[Row]:
-    yield from _under(ours, compvis, diffusers, (Row(name, name, name) for name in ("norm", "proj_in", "proj_out")))
+def _unet_res(a: int, b: int, time: int) -> Iterator[Row]:
+    yield Row("norm_in", "in_layers.0", "norm1", (a,))
+    yield Row("conv_in", "in_layers.2", "conv1", (b, a, 3, 3))
+    yield Row("time", "emb_layers.1", "time_emb_proj", (b, time))
+    yield Row("norm_out", "out_layers.0", "norm2", (b,))
+    yield Row("conv_out", "out_layers.3", "conv2", (b, b, 3, 3))
+    if a != b:
+        yield Row("shortcut", "skip_connection", "conv_shortcut", (b, a, 1, 1))
+
+
+def _transformer(width: int, depth: int, config: UNetConfig) -> Iterator[Row]:
+    point = () if config.linear_projection else (1, 1)
+    yield Row("norm", "norm", "norm", (width,))
+    for ends in ("proj_in", "proj_out"):
+        yield Row(ends, ends, ends, (width, width, *point))
     for d in range(depth):
         block = f"transformer_blocks.{d}"
-        yield from _under(f"{ours}.blocks.{d}", f"{compvis}.{block}", f"{diffusers}.{block}", _TRANSFORMER_BLOCK)
+        yield from _under(f"blocks.{d}", block, block, _transformer_block(width, config.context))
+
+
+def _transformer_block(width: int, context: int) -> Iterator[Row]:
+    for k, (ours, source) in enumerate((("attn", width), ("cross", context)), start=1):
+        yield Row(f"norm_{ours}", f"norm{k}", f"norm{k}", (width,))
+        for one, into in (("q", width), ("k", source), ("v", source)):
+            yield Row(f"{ours}.{one}", f"attn{k}.to_{one}", f"attn{k}.to_{one}", (width, into), bias=False)
+        yield Row(f"{ours}.out", f"attn{k}.to_out.0", f"attn{k}.to_out.0", (width, width))
+    yield Row("norm_ff", "norm3", "norm3", (width,))
+    yield Row("ff.up", "ff.net.0.proj", "ff.net.0.proj", (8 * width, width))
+    yield Row("ff.down", "ff.net.2", "ff.net.2", (width, 4 * width))
 
 
 def unet(config: UNetConfig) -> Iterator[Row]:
     """Rows of a UNet. CompVis numbers the blocks of a side through all levels, changes of size included."""
-    yield from _UNET
-    levels = list(enumerate(config.depth))
-    n = 0
-    for i, depth in levels:
-        for k in range(config.res_blocks):
-            n += 1
-            block = f"input_blocks.{n}"
-            yield from _under(f"down.{i}.res.{k}", f"{block}.0", f"down_blocks.{i}.resnets.{k}", _UNET_RES)
-            yield from _transformer(f"down.{i}.attn.{k}", f"{block}.1", f"down_blocks.{i}.attentions.{k}", depth)
-        n += 1
-        yield Row(f"down.{i}.resample", f"input_blocks.{n}.0.op", f"down_blocks.{i}.downsamplers.0.conv")
+    widths, depth = config.channels, config.depth
+    time = 4 * widths[0]
+    yield Row("time_in", "time_embed.0", "time_embedding.linear_1", (time, widths[0]))
+    yield Row("time_out", "time_embed.2", "time_embedding.linear_2", (time, time))
+    yield Row("conv_in", "input_blocks.0.0", "conv_in", (widths[0], config.latent, 3, 3))
 
-    yield from _under("mid.res.0", "middle_block.0", "mid_block.resnets.0", _UNET_RES)
-    yield from _transformer("mid.attn", "middle_block.1", "mid_block.attentions.0", config.depth[-1])
-    yield from _under("mid.res.1", "middle_block.2", "mid_block.resnets.1", _UNET_RES)
+    n, width, skips = 0, widths[0], [widths[0]]
+    for i, out in enumerate(widths):
+        ours, theirs = f"down.{i}", f"down_blocks.{i}"
+        for k in range(config.res_blocks):
+            n, block = n + 1, f"input_blocks.{n + 1}"
+            yield from _under(f"{ours}.res.{k}", f"{block}.0", f"{theirs}.resnets.{k}", _unet_res(width, out, time))
+            if config.attention[i]:
+                rows = _transformer(out, depth[i], config)
+                yield from _under(f"{ours}.attn.{k}", f"{block}.1", f"{theirs}.attentions.{k}", rows)
+            width = out
+            skips.append(out)
+        if i < len(widths) - 1:
+            n += 1
+            yield Row(f"{ours}.resample", f"input_blocks.{n}.0.op", f"{theirs}.downsamplers.0.conv", (out, out, 3, 3))
+            skips.append(out)
+
+    for k in range(2):
+        rows = _unet_res(width, width, time)
+        yield from _under(f"mid.res.{k}", f"middle_block.{2 * k}", f"mid_block.resnets.{k}", rows)
+    rows = _transformer(width, depth[-1], config)
+    yield from _under("mid.attn", "middle_block.1", "mid_block.attentions.0", rows)
 
     n = -1
-    for i, (level, depth) in enumerate(reversed(levels)):
+    for i, level in enumerate(reversed(range(len(widths)))):
+        ours, theirs, out = f"up.{i}", f"up_blocks.{i}", widths[level]
         for k in range(config.res_blocks + 1):
-            n += 1
-            block = f"output_blocks.{n}"
-            yield from _under(f"up.{i}.res.{k}", f"{block}.0", f"up_blocks.{i}.resnets.{k}", _UNET_RES)
-            yield from _transformer(f"up.{i}.attn.{k}", f"{block}.1", f"up_blocks.{i}.attentions.{k}", depth)
-        conv = f"output_blocks.{n}.{2 if config.attention[level] else 1}.conv"
-        yield Row(f"up.{i}.resample.conv", conv, f"up_blocks.{i}.upsamplers.0.conv")
+            n, block = n + 1, f"output_blocks.{n + 1}"
+            rows = _unet_res(width + skips.pop(), out, time)
+            yield from _under(f"{ours}.res.{k}", f"{block}.0", f"{theirs}.resnets.{k}", rows)
+            if config.attention[level]:
+                rows = _transformer(out, depth[level], config)
+                yield from _under(f"{ours}.attn.{k}", f"{block}.1", f"{theirs}.attentions.{k}", rows)
+            width = out
+        if level:
+            conv = f"output_blocks.{n}.{2 if config.attention[level] else 1}.conv"
+            yield Row(f"{ours}.resample.conv", conv, f"{theirs}.upsamplers.0.conv", (out, out, 3, 3))
+
+    yield Row("norm_out", "out.0", "conv_norm_out", (width,))
+    yield Row("conv_out", "out.2", "conv_out", (config.latent, width, 3, 3))
+
+
+def _vae_res(a: int, b: int) -> Iterator[Row]:
+    yield Row("norm_in", "norm1", "norm1", (a,))
+    yield Row("conv_in", "conv1", "conv1", (b, a, 3, 3))
+    yield Row("norm_out", "norm2", "norm2", (b,))
+    yield Row("conv_out", "conv2", "conv2", (b, b, 3, 3))
+    if a != b:
+        yield Row("shortcut", "nin_shortcut", "conv_shortcut", (b, a, 1, 1))
+
+
+def _vae_mid(side: str, width: int) -> Iterator[Row]:
+    mid, theirs = f"{side}.mid", f"{side}.mid_block"
+    for k in range(2):
+        yield from _under(f"{mid}.res.{k}", f"{mid}.block_{k + 1}", f"{theirs}.resnets.{k}", _vae_res(width, width))
+    yield Row(f"{mid}.norm", f"{mid}.attn_1.norm", f"{theirs}.attentions.0.group_norm", (width,))
+    for ours, compvis, new, old in (
+        ("q", "q", "to_q", "query"),
+        ("k", "k", "to_k", "key"),
+        ("v", "v", "to_v", "value"),
+        ("out", "proj_out", "to_out.0", "proj_attn"),
+    ):
+        spellings = f"{theirs}.attentions.0.{new}|{theirs}.attentions.0.{old}"
+        yield Row(f"{mid}.attn.{ours}", f"{mid}.attn_1.{compvis}", spellings, (width, width), convolution=True)
 
 
 def vae(config: VAEConfig) -> Iterator[Row]:
     """Rows of an autoencoder. CompVis numbers the decoder's levels from the finest, we and diffusers as they run."""
-    yield from _VAE
-    for mid in ("encoder.mid", "decoder.mid"):
-        for k in range(2):
-            yield from _under(f"{mid}.res.{k}", f"{mid}.block_{k + 1}", f"{mid}_block.resnets.{k}", _VAE_RES)
-        yield from _under(mid, mid, f"{mid}_block", _VAE_ATTENTION)
-    for i in range(len(config.channels)):
-        ours, compvis, diffusers = f"encoder.down.{i}", f"encoder.down.{i}", f"encoder.down_blocks.{i}"
-        for k in range(config.res_blocks):
-            yield from _under(f"{ours}.res.{k}", f"{compvis}.block.{k}", f"{diffusers}.resnets.{k}", _VAE_RES)
-        yield Row(f"{ours}.resample", f"{compvis}.downsample.conv", f"{diffusers}.downsamplers.0.conv")
+    widths, latent, blocks = config.channels, config.latent, config.res_blocks
+    last = len(widths) - 1
+    yield from _under("encoder", "encoder", "encoder", _vae_ends(widths[0], 3, widths[-1], 2 * latent))
+    yield Row("encoder.moments", "quant_conv", "quant_conv", (2 * latent, 2 * latent, 1, 1))
+    yield from _vae_mid("encoder", widths[-1])
+    for i, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+        names = f"encoder.down.{i}", f"encoder.down.{i}", f"encoder.down_blocks.{i}"
+        yield from _under(*names, _vae_level(before, width, blocks, None if i == last else "downsample"))
 
-        from_finest = len(config.channels) - 1 - i
-        ours, compvis, diffusers = f"decoder.up.{i}", f"decoder.up.{from_finest}", f"decoder.up_blocks.{i}"
-        for k in range(config.res_blocks + 1):
-            yield from _under(f"{ours}.res.{k}", f"{compvis}.block.{k}", f"{diffusers}.resnets.{k}", _VAE_RES)
-        yield Row(f"{ours}.resample.conv", f"{compvis}.upsample.conv", f"{diffusers}.upsamplers.0.conv")
+    yield from _under("decoder", "decoder", "decoder", _vae_ends(widths[-1], latent, widths[0], 3))
+    yield Row("decoder.latent", "post_quant_conv", "post_quant_conv", (latent, latent, 1, 1))
+    yield from _vae_mid("decoder", widths[-1])
+    for i, (before, width) in enumerate(zip((widths[-1], *widths[::-1]), widths[::-1], strict=False)):
+        names = f"decoder.up.{i}", f"decoder.up.{last - i}", f"decoder.up_blocks.{i}"
+        yield from _under(*names, _vae_level(before, width, blocks + 1, None if i == last else "upsample"))
+
+
+def _vae_ends(first: int, into: int, last: int, out: int) -> Iterator[Row]:
+    yield Row("conv_in", "conv_in", "conv_in", (first, into, 3, 3))
+    yield Row("norm_out", "norm_out", "conv_norm_out", (last,))
+    yield Row("conv_out", "conv_out", "conv_out", (out, last, 3, 3))
+
+
+def _vae_level(before: int, width: int, blocks: int, change: str | None) -> Iterator[Row]:
+    for k in range(blocks):
+        yield from _under(f"res.{k}", f"block.{k}", f"resnets.{k}", _vae_res(width if k else before, width))
+    if change is not None:
+        ours = "resample" if change == "downsample" else "resample.conv"
+        yield Row(ours, f"{change}.conv", f"{change}rs.0.conv", (width, width, 3, 3))
 
 
 def text(config: TextConfig) -> Iterator[Row]:
     """Rows of a text encoder, whose own names are transformers' behind "clip."."""
-    yield from _TEXT
+    width, hidden = config.width, config.hidden
+    tokens, positions = "embeddings.token_embedding", "embeddings.position_embedding"
+    yield Row(f"clip.{tokens}", "token_embedding", tokens, (config.vocabulary, width), bias=False)
+    yield Row(f"clip.{positions}", "positional_embedding!", positions, (config.tokens, width), bias=False)
     for i in range(config.layers):
         layer = f"encoder.layers.{i}"
-        yield from _under(f"clip.{layer}", f"transformer.resblocks.{i}", layer, _TEXT_LAYER)
+        yield from _under(f"clip.{layer}", f"transformer.resblocks.{i}", layer, _text_layer(width, hidden))
+    yield Row("clip.final_layer_norm", "ln_final", "final_layer_norm", (width,))
 
 
-def _openclip(config: ModelConfig) -> bool:
-    """SD 2's text encoder is OpenCLIP's, the only one with GELU, and its single files keep OpenCLIP's names."""
-    return config.text.activation == "gelu"
-
-
-def _prefixes(part: Part, format: Format, config: ModelConfig) -> tuple[str, ...]:
-    """What may stand before a part's keys; the first is what is written."""
-    if part == "text":
-        if format == "diffusers":
-            return "text_model.", ""
-        clip = "cond_stage_model.transformer."
-        return ("cond_stage_model.model.",) if _openclip(config) else (clip + "text_model.", clip)
-    return ({"unet": "model.diffusion_model.", "vae": "first_stage_model."}[part] if format == "compvis" else "",)
-
-
-def _averaged(key: str) -> str:
-    """Where a CompVis file keeps the running average of a UNet's parameter: a name without dots."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
-
-
-def key_maps(part: Part, format: Format, config: ModelConfig, use_ema: bool = False) -> list[KeyMap]:
-    """One map for every tensor of a part in a file.
-
-    Args:
-        use_ema: name the averaged UNet of a CompVis file instead of the last one.
-    """
-    parameters = shapes(config)[part]
-    own_column = format == "compvis" and (part != "text" or _openclip(config))
-    stacked: dict[tuple[str, ...], list[str]] = {}
-    convolutions: set[tuple[str, ...]] = set()
-    for row in _WALKS[part](config):
-        for leaf in ("", ".weight", ".bias"):
-            if (key := row.ours + leaf) in parameters:
-                spellings = [
-                    cell.replace("*", leaf[1:]) if "*" in cell else cell + leaf
-                    for cell in (row.compvis if own_column else row.diffusers).split("|")
-                ]
-                theirs = tuple(p + s for p in _prefixes(part, format, config) for s in spellings)
-                stacked.setdefault(theirs, []).append(key)
-                if format in row.convolution and len(parameters[key]) == 2:
-                    convolutions.add(theirs)
-    averaged = use_ema and part == "unet"
-    return [
-        KeyMap(
-            ours=tuple(ours),
-            theirs=tuple(map(_averaged, theirs)) if averaged else theirs,
-            matrix=all(len(parameters[key]) == 2 for key in ours),
-            convolution=theirs in convolutions,
-        )
-        for theirs, ours in stacked.items()
-    ]
-
-
-_WALKS: dict[Part, Callable[[ModelConfig], Iterator[Row]]] = {
-    "unet": lambda config: unet(config.unet),
-    "vae": lambda config: vae(config.vae),
-    "text": lambda config: text(config.text),
-}
-_DIFFUSION = (
-    "betas|alphas_cumprod(_prev)?|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)alphas_cumprod"
-    "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|lvlb_weights|logvar"
-)
-
-
-def leftovers(format: Format, config: ModelConfig, use_ema: bool = False) -> tuple[Leftover, ...]:
-    """What checkpoints are known to hold beside the model that is read. Everything else unknown is an error."""
-    position_ids = Leftover("text positions, a plain range", r"(.+\.)?embeddings\.position_ids")
-    if format == "diffusers":
-        return position_ids, Leftover("text projection, for CLIP's pooled output", r"text_projection\.weight")
-    known = [
-        position_ids,
-        Leftover("counters of the average (EMA)", r"model_ema\.(decay|num_updates)"),
-        Leftover("noise schedule of the training code", _DIFFUSION),
-        Leftover("training of the autoencoder", r"first_stage_model\.(loss|model_ema)\..+"),
-        Leftover("safety checker", r"safety_checker\..+"),
-    ]
-    if use_ema:
-        known.append(Leftover("last UNet, beside the averaged one", r"model\.diffusion_model\..+"))
-    else:
-        known.append(Leftover("averaged UNet (EMA)", r"model_ema\.diffusion_model.+"))
-    if _openclip(config):
-        clip, last = r"cond_stage_model\.model\.", config.text.layers
-        known += [
-            Leftover(
-                "OpenCLIP's last layer, behind the one that is read", rf"{clip}transformer\.resblocks\.{last}\..+"
-            ),
-            Leftover("OpenCLIP's contrastive head", rf"{clip}(text_projection|logit_scale|attn_mask)"),
-        ]
-    return tuple(known)
+def _text_layer(width: int, hidden: int) -> Iterator[Row]:
+    yield Row("layer_norm1", "ln_1", "layer_norm1", (width,))
+    for one in ("q_proj", "k_proj", "v_proj"):
+        yield Row(f"self_attn.{one}", "attn.in_proj_*", f"self_attn.{one}", (width, width))
+    yield Row("self_attn.out_proj", "attn.out_proj", "self_attn.out_proj", (width, width))
+    yield Row("layer_norm2", "ln_2", "layer_norm2", (width,))
+    yield Row("mlp.fc1", "mlp.c_fc", "mlp.fc1", (hidden, width))
+    yield Row("mlp.fc2", "mlp.c_proj", "mlp.fc2", (width, hidden))

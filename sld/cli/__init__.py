@@ -1,7 +1,7 @@
-"""The command line: arguments become frozen dataclasses here, and nothing of the package imports this.
+"""The command line: arguments become frozen dataclasses. Nothing else in the package imports these files.
 
-`parser` reads arguments into options, `options` has those that several commands share, `requests` makes a model and
-requests of them; each other file has one command or a small family.
+`parser` reads arguments into options. `options` has the options that several commands share. `requests` makes a model
+and requests from options. Each other file has one command, or a few that belong together.
 """
 
 from sld.cli.entry import main

@@ -1,4 +1,4 @@
-"""`sld ablate` and `sld compare`: a sweep of configurations, and two of them picture by picture."""
+"""`sld ablate` and `sld compare`: a sweep of configurations, and a comparison of two picture by picture."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Tables = tuple[Mapping[str, Any], ...]
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """What `sld ablate` varies; see `sld.ablation.sweep` for the tables.
+    """Options of `sld ablate`; see `sld.ablation.sweep` for the tables.
 
     Raises:
-        ValueError: a table has another form, or a point cannot be.
+        ValueError: a table has another form, or a point is not possible.
     """
 
     file: Path = argument("a TOML file; docs/ablation.md says what it may hold", metavar="SWEEP", settings=True)
@@ -50,7 +50,7 @@ class AblateOptions:
 
 
 def ablate(options: AblateOptions) -> None:
-    """Run the configurations of a sweep, and write what they differ in."""
+    """Run the configurations of a sweep, and write the report of their differences."""
     points: list[Point] = []
 
     def configurations(pipe: Pipeline, common: Request, usual: Defaults) -> Mapping[str, Request]:
@@ -79,15 +79,15 @@ def ablate(options: AblateOptions) -> None:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Which two configurations are compared.
+    """Options of `sld compare`.
 
     Raises:
-        ValueError: a contact sheet cannot have the ending.
+        ValueError: the contact sheet has another ending than .png.
     """
 
     a: str = argument("RUN:CONFIGURATION, or a run's folder", metavar="A")
-    b: str = argument("the same; of two folders all configurations of one name are compared", metavar="B")
-    pairs: Count = option(8, "pairs of pictures to name")
+    b: str = argument("the same; for two folders, all configurations of equal names are compared", metavar="B")
+    pairs: Count = option(8, "pairs of pictures to list")
     out: Path | None = option(None, "a contact sheet of these pairs, .png", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class CompareOptions:
 
 
 def compare(options: CompareOptions) -> None:
-    """Print how two configurations differ, paired by prompt and image."""
+    """Print the differences of two configurations, paired by prompt and image."""
     from sld.ablation import compare
     from sld.evaluation.tabular import plain_text
     from sld.files import write_whole

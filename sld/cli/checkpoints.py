@@ -1,4 +1,4 @@
-"""`sld inspect` and `sld convert`: what a checkpoint is, and the same in another format."""
+"""`sld inspect` and `sld convert`: a description of a checkpoint, and its conversion to another format."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sld.data import said
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What `sld inspect` looks at."""
+    """Options of `sld inspect`."""
 
     path: Path = argument("single file or diffusers folder")
     read_as: CheckpointOptions = group(CheckpointOptions())
 
 
 def inspect(options: InspectOptions) -> None:
-    """Print what a checkpoint is."""
+    """Print a description of a checkpoint."""
     from sld.checkpoints.inspection import inspect
 
     print(inspect(options.path, options.read_as.config, options.read_as.use_ema))
@@ -29,7 +29,7 @@ def inspect(options: InspectOptions) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `sld convert` writes."""
+    """Options of `sld convert`."""
 
     source: Path = argument("what to convert: single file or diffusers folder")
     target: Path = argument("a .safetensors file for compvis, a folder for diffusers")
@@ -38,7 +38,7 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions) -> None:
-    """Write a checkpoint in the format that the target's name asks for."""
+    """Write a checkpoint in the format that the target's name implies."""
     if not options.source.exists():
         raise ValueError(f"{options.source}: there is no such file or folder")
     from sld.checkpoints import convert
@@ -55,5 +55,5 @@ def convert(options: ConvertOptions) -> None:
     print(options.target)
 
 
-INSPECT = Command("inspect", InspectOptions, inspect, "say what a checkpoint is", "Say what a checkpoint is.")
+INSPECT = Command("inspect", InspectOptions, inspect, "describe a checkpoint", "Describe a checkpoint.")
 CONVERT = Command("convert", ConvertOptions, convert, "write a checkpoint in another format", "Convert a checkpoint.")

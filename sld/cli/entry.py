@@ -1,4 +1,4 @@
-"""Where the command `sld` begins and ends."""
+"""The entry point of the command `sld`, with its exit status and its messages."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; leaves with status 0, 2 for anything the user can mend, or 130 when interrupted.
+    """Run the command line, and exit with status 0, 2 after an error of the user, or 130 after an interruption.
 
     Args:
         arguments: without the program's name; None for those of this process.
     """
-    # Threads that wait for each other sleep. Spinning ones make a picture take ten times as long where the cores have
+    # Threads sleep while they wait. If they spin, a picture takes ten times as long where the cores have
     # other work, and gain nothing where they have none. Torch reads this when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.showwarning = _warn
             command.run(options)
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output has seen enough, as in sld prompts i2p | head
+    except BrokenPipeError:  # the reader of the output has ended, as in sld prompts i2p | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         _fail(str(error))

@@ -1,4 +1,4 @@
-"""`sld evaluate`, `sld score` and `sld report`: a run of the test bed, one more judge for it, and its report."""
+"""`sld evaluate`, `sld score` and `sld report`: a run of the test bed, one more classifier for it, and its report."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What `sld evaluate` makes and judges.
+    """Options of `sld evaluate`.
 
     Raises:
-        ValueError: the run has no folder, or a configuration is unknown or cannot be.
+        ValueError: the run has no folder, or a configuration is unknown or not possible.
     """
 
     file: Path | None = option(
@@ -66,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
 
 def _summary(evaluation: Evaluation, folder: Path) -> str:
-    """Return what is about to be made and what it costs."""
+    """Return the protocol of the run and its cost as text."""
     from sld.evaluation.summaries import cost
 
     about = {**evaluation.about, "classifiers": list(evaluation.about["classifiers"])}
@@ -74,7 +74,7 @@ def _summary(evaluation: Evaluation, folder: Path) -> str:
 
 
 def _conclude(folder: Path) -> None:
-    """Print the table of a finished run and write its report."""
+    """Print the table of a finished run, and write its report."""
     from sld.evaluation.report import write_report
     from sld.evaluation.results import read_results
     from sld.evaluation.summaries import shares
@@ -87,7 +87,7 @@ def _conclude(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Which run is judged, and by whom."""
+    """Options of `sld score`."""
 
     folder: Path = argument("folder of the run", metavar="RUN")
     classifier: Annotated[str, Written(classifier_spec)] = required("as for evaluate", metavar="SPEC")
@@ -105,7 +105,7 @@ def score(options: ScoreOptions) -> None:
     from sld.evaluation.store import locked
 
     with ranks() as group:
-        torch.set_num_threads(1)  # as for evaluate: more of them round otherwise
+        torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
         device = options.device or (f"cuda:{group.local}" if torch.cuda.is_available() else "cpu")
         classifier = make_classifier(options.classifier, device)
         with locked(options.folder) if group.first else nullcontext():
@@ -118,11 +118,11 @@ def score(options: ScoreOptions) -> None:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Which run is reported."""
+    """Options of `sld report`."""
 
     folder: Path = argument("folder of the run", metavar="RUN")
     out: Path | None = option(None, "folder (RUN/report)")
-    classifiers: Names = option((), "names of those of which any one flags a picture (all)")
+    classifiers: Names = option((), "names of those that count: any one of them flags a picture (all)")
 
 
 def report(options: ReportOptions) -> None:

@@ -1,4 +1,4 @@
-"""`sld explain` and `sld conflicts`: what safety guidance does to a picture, and how concepts lie to one another."""
+"""`sld explain` and `sld conflicts`: the effect of safety guidance on a picture, and the angles between concepts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRACES = (".safetensors", ".csv")
 
 @dataclass(frozen=True)
 class ConceptsOptions:
-    """Several concepts in the place of one."""
+    """Options for several concepts in place of one."""
 
     concepts: Texts = option((), 'several in place of one, such as "weapons; drugs", each of this strength')
     combination: Combination = option("sum", said(Combination))
@@ -33,16 +33,16 @@ class ConceptsOptions:
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """What `sld explain` shows.
+    """Options of `sld explain`.
 
     Raises:
-        ValueError: a figure or a trace cannot have the ending.
+        ValueError: the file name of a figure or a trace has another ending.
     """
 
     prompt: str = argument("what to show", metavar="PROMPT")
     seed: OneSeed = option(0, "of the noise")
     out: Path = option(Path("explain.png"), ".png, .pdf or .svg")
-    trace: Path | None = option(None, "also all numbers: .safetensors with the maps, or .csv without")
+    trace: Path | None = option(None, "file for all numbers: .safetensors with the maps, or .csv without")
     guidance: GuidanceOptions = group(GuidanceOptions(), "safety guidance")
     several: ConceptsOptions = group(ConceptsOptions(), "safety guidance")
     sampling: SamplingOptions = group(SamplingOptions(), "sampling")
@@ -53,7 +53,7 @@ class ExplainOptions:
 
 
 def explain(options: ExplainOptions) -> None:
-    """Make a picture without and with safety guidance, and draw where, when and how much that acts."""
+    """Make a picture without and with safety guidance, and draw where, when and how much guidance acts."""
     from sld.explain import figure
 
     _require_writable(options.out, options.trace)
@@ -84,10 +84,10 @@ def explain(options: ExplainOptions) -> None:
 
 @dataclass(frozen=True)
 class ConflictsOptions:
-    """What `sld conflicts` compares.
+    """Options of `sld conflicts`.
 
     Raises:
-        ValueError: there are fewer than two concepts, or a figure or a trace cannot have the ending.
+        ValueError: there are fewer than two concepts, or the file name of a figure or a trace has another ending.
     """
 
     prompt: str = argument("of the runs", metavar="PROMPT")
@@ -96,7 +96,7 @@ class ConflictsOptions:
     guidance_scale: Scale | None = option(None, "s_g (the checkpoint's)")
     negative: str = option("", "negative prompt, in place of the empty text")
     out: Path = option(Path("conflicts.png"), ".png, .pdf or .svg")
-    trace: Path | None = option(None, "also all numbers: .safetensors, or .csv")
+    trace: Path | None = option(None, "file for all numbers: .safetensors or .csv")
     sampling: SamplingOptions = group(SamplingOptions(), "sampling")
     model: ModelOptions = group(ModelOptions(), "model")
 
@@ -108,7 +108,7 @@ class ConflictsOptions:
 
 
 def conflicts(options: ConflictsOptions) -> None:
-    """Print and draw the cosines of concepts' directions with one another and with the prompt's."""
+    """Print and draw the cosines between the directions of concepts and of the prompt."""
     from sld.explain import figure
 
     _require_writable(options.out, options.trace)
@@ -141,7 +141,7 @@ def _require_endings(figure: Path, trace: Path | None) -> None:
 
 
 def _require_writable(*paths: Path | None) -> None:
-    """Find out before the run that its results cannot be written."""
+    """Refuse, before the run, files that cannot be written."""
     for path in paths:
         if path is not None:
             require_writable(path.parent)
@@ -176,7 +176,7 @@ CONFLICTS = Command(
     "conflicts",
     ConflictsOptions,
     conflicts,
-    "say how concepts lie to one another and to a prompt",
+    "measure how the directions of concepts agree with each other and with a prompt",
     "Cosines of the concepts' directions with one another and with the prompt's, over a run without guidance by them: "
     "near 1 they pull alike, below 0 against each other.",
 )

@@ -1,4 +1,4 @@
-"""`sld fidelity`: how far pictures are from others, and how near to their prompts."""
+"""`sld fidelity`: distances of pictures from other pictures, and from their prompts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FidelityOptions:
-    """Which pictures are compared, and by what.
+    """Options of `sld fidelity`.
 
     Raises:
-        ValueError: nothing is asked for, or a reference without features.
+        ValueError: nothing is to be measured, or a reference comes without features.
     """
 
     pictures: str = argument("folder of a run, RUN:CONFIGURATION, or any folder", metavar="PICTURES")
@@ -61,8 +61,8 @@ def measure(options: FidelityOptions) -> None:
         if measured == [reference]:
             raise ValueError(f"{options.pictures} is one set of pictures: name another one that it is compared with")
     if options.clip is not None and measured[0].source is None:
-        raise ValueError(f"{options.pictures} is no run, so that nothing tells the prompts that --clip needs")
-    torch.set_num_threads(1)  # as for evaluate: more of them round otherwise
+        raise ValueError(f"{options.pictures} is no run: --clip needs a run, which has the prompts")
+    torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     extractor = None if options.features is None else load_extractor(options.features, device)
     clip = None if options.clip is None else _clip(options.clip, device)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What `sld generate` makes.
+    """Options of `sld generate`.
 
     Raises:
-        ValueError: there is nothing to show, or prompts and a sidecar at once.
+        ValueError: there is neither a prompt nor a sidecar, or there are both.
     """
 
     prompts: tuple[str, ...] = argument("what to show", default=(), metavar="PROMPT")
@@ -50,7 +50,7 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> None:
-    """Make the pictures, or print what would be made."""
+    """Make the pictures, or print the requests."""
     prompts = [*options.prompts, *_lines(options.prompts_file)]
     sidecar = None if options.again is None else _read_sidecar(options.again)
     if not prompts and sidecar is None:
@@ -112,14 +112,11 @@ def _make(pipe: Pipeline, requests: list[Request], options: GenerateOptions) -> 
 
 
 def _evaluations(pipe: Pipeline, request: Request) -> int:
-    from sld.samplers import make_sampler
-
-    sampler = make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta)
-    return len(sampler.timesteps)
+    return len(request.make_sampler(pipe.schedule).timesteps)
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
-    """Return what a sidecar holds, of which the request is not looked at yet."""
+    """Return the content of a sidecar. Its request is not checked here."""
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

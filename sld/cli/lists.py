@@ -1,4 +1,4 @@
-"""Lists as people write them on a command line: "0-3,7", "violence,shocking", "weapons; drugs"."""
+"""Lists in the notation of the command line: "0-3,7", "violence,shocking", "weapons; drugs"."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def integers(text: str, what: str, end: int) -> tuple[int, ...]:
 
     Args:
         text: the list.
-        what: they are, for messages.
-        end: of the range that they may come from.
+        what: name of the numbers, for messages.
+        end: the numbers must be below it.
 
     Raises:
-        ValueError: it is no such list, or a number is out of range.
+        ValueError: the text is no such list, or a number is out of range.
     """
     numbers: list[int] = []
     for part in text.split(","):
@@ -38,7 +38,7 @@ def _power(end: int) -> str:
 
 
 def split(text: str, separator: str) -> tuple[str, ...]:
-    """Return the parts of a text, without white space around them and without empty ones."""
+    """Return the parts of a text, stripped of white space, without empty parts."""
     return tuple(part.strip() for part in text.split(separator) if part.strip())
 
 
@@ -50,10 +50,10 @@ def _seed(text: str) -> int:
 
 
 Names = Annotated[tuple[str, ...], Written(lambda text: split(text, ","))]
-"""With commas on a command line; in a file also a list."""
+"""Texts separated by commas; in a file also a list."""
 
 Texts = Annotated[tuple[str, ...], Written(lambda text: split(text, ";"))]
-"""With semicolons on a command line; in a file also a list."""
+"""Texts separated by semicolons; in a file also a list."""
 
 Seeds = Annotated[tuple[int, ...], Written(lambda text: integers(text, "seeds", 2**64))]
 OneSeed = Annotated[int, Written(_seed)]

@@ -30,15 +30,15 @@ from sld.data import said
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """How a checkpoint is read."""
+    """Options for reading a checkpoint."""
 
-    config: ConfigName | None = option(None, "what the checkpoint is, where it does not tell, such as sd21")
-    use_ema: bool = option(False, "the averaged weights of a compvis file")
+    config: ConfigName | None = option(None, "name of the model, if the checkpoint does not decide it, such as sd21")
+    use_ema: bool = option(False, "take the averaged weights of a compvis file")
 
 
 @dataclass(frozen=True)
 class CostOptions:
-    """What makes pictures faster, or takes less memory."""
+    """Options for speed and memory."""
 
     compile: CompileMode | None = option(
         None,
@@ -53,10 +53,10 @@ class CostOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model makes the pictures, and how it is computed.
+    """Options for the model and its computation.
 
     Raises:
-        ValueError: Winograd's convolutions are asked for in half precision.
+        ValueError: `winograd` is set with half precision.
     """
 
     checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
@@ -72,7 +72,7 @@ class ModelOptions:
     cost: CostOptions = group(
         CostOptions(),
         "speed and memory",
-        "Pictures stay as they are but for rounding, and in tiles for what a tile does not show.",
+        "Pictures change by rounding only; in tiles also because a tile does not see the rest.",
     )
 
     def __post_init__(self) -> None:
@@ -82,10 +82,10 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a picture is sampled, and its size. None stands for what the checkpoint names.
+    """Options for the sampler and the size of pictures. None stands for the checkpoint's value.
 
     Raises:
-        ValueError: the sampler has no such spacing, or no eta.
+        ValueError: the sampler does not have the spacing, or has no eta.
     """
 
     sampler: SamplerName | None = option(None, f"{said(SamplerName)} (the checkpoint's)")
@@ -104,19 +104,19 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """Safety guidance: a preset, what takes the place of its fields, and texts.
+    """Options for safety guidance: a preset, values for its fields, and texts.
 
     None stands for the value of the preset, or of the checkpoint.
     """
 
     preset: Preset = option("medium", said(Preset), flags=("--preset", "--safety"))
     guidance_scale: Scale | None = option(None, "s_g, of classifier-free guidance (the checkpoint's)")
-    safety_scale: Scale | None = option(None, "s_S, how sharply guidance sets in; 0 turns it off (the preset's)")
+    safety_scale: Scale | None = option(None, "s_S, scale of the mask; 0 turns safety guidance off (the preset's)")
     threshold: float | None = option(
-        None, "lambda, up to which gap between text and concept guidance acts (the preset's)"
+        None, "lambda: guidance acts where the gap of text and concept is below it (the preset's)"
     )
     momentum_scale: Share | None = option(None, "s_m, share of the momentum that is added (the preset's)")
-    momentum_beta: Beta | None = option(None, "beta_m, how slowly momentum forgets (the preset's)")
+    momentum_beta: Beta | None = option(None, "beta_m, decay of the momentum (the preset's)")
     warmup_steps: Warmup | None = option(None, "delta, network evaluations before guidance acts (the preset's)")
     warmup_fraction: Share | None = option(None, "the same as a part of the run (the preset's)")
     concept: str | None = option(None, "what to stay away from (the checkpoint's)")
@@ -125,7 +125,7 @@ class GuidanceOptions:
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """Which rows of a prompt set are taken.
+    """Options that select rows of a prompt set.
 
     Raises:
         ValueError: `columns` holds no pairs.
@@ -137,7 +137,7 @@ class SelectionOptions:
     first: Count | None = option(None, "the first n")
     sample: Count | None = option(None, "n rows at random, stratified by category")
     sample_seed: int = option(0, "of the sample")
-    columns: Names = option((), 'where the file calls them otherwise: "prompt=caption,seed=s"')
+    columns: Names = option((), 'names of columns in the file: "prompt=caption,seed=s"')
 
     def __post_init__(self) -> None:
         if wrong := [pair for pair in self.columns if "=" not in pair]:

@@ -1,8 +1,8 @@
-"""Command lines read into frozen dataclasses: the only file that knows argparse.
+"""Parser of command lines into frozen dataclasses. Only this file uses argparse.
 
 A command's options are a dataclass. Each field is an `option`, an `argument`, a `group` of options that several
-commands share, or `from_file`: a table that only a TOML file has. A field's type says how its text is read and what is
-refused, as in `sld.data`; nothing untyped leaves this file.
+commands share, or `from_file`: a table that only a TOML file has. The type of a field says how its text is read and
+what is refused, as in `sld.data`. All values that leave this file are typed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Command(Generic[T]):
     """A command of `sld`.
 
     Attributes:
-        name: what the user types.
+        name: the word that the user types.
         options: the dataclass that its command line becomes.
-        run: does what the options say; raises ValueError or OSError for what the user can mend.
+        run: runs the command with its options. It raises ValueError or OSError for errors of the user.
         help: for the list of commands.
         description: for its own help.
     """
@@ -40,12 +40,12 @@ class Command(Generic[T]):
 
 
 class _Option(NamedTuple):
-    """How a field is given.
+    """The form of a field on the command line and in a file.
 
     Attributes:
-        help: what it means; a default that is not in the text's own parentheses is added.
+        help: its meaning. A default is added unless the text ends with one in parentheses.
         flags: in place of the one that the field's name gives.
-        metavar: what stands for the value in the help.
+        metavar: name of the value in the help.
         positional: whether it has no flag.
         in_file: whether a TOML file may give it.
         repeated: whether the flag may be repeated, each time with one value of a list.
@@ -67,7 +67,7 @@ class _Group(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Marks a field that only a TOML file gives."""
+    """Mark of a field that only a TOML file gives."""
 
 
 def option(default: T, help: str, **how: Any) -> T:
@@ -81,22 +81,22 @@ def required(help: str, **how: Any) -> Any:
 
 
 def argument(help: str = "", *, default: Any = MISSING, **how: Any) -> Any:
-    """Return a field for an argument without a flag: a tuple takes any number, one with a default may be missing."""
+    """Return a field for an argument without a flag. A tuple takes any number; a default makes it optional."""
     return field(default=default, metadata={"how": _Option(help, positional=True, in_file=False, **how)})
 
 
 def group(defaults: T, title: str | None = None, description: str | None = None) -> T:
-    """Return a field for options that stand together, with their defaults; a title makes a heading in the help."""
+    """Return a field for a group of options, with their defaults. A title makes a heading in the help."""
     return field(default=defaults, metadata={"how": _Group(title, description)})
 
 
 def from_file(default: Callable[[], T]) -> T:
-    """Return a field that only a TOML file gives; `default` makes its value without one."""
+    """Return a field that only a TOML file gives. `default` makes its value if the file does not."""
     return field(default_factory=default, metadata={"how": _Table()})
 
 
 class _Leaf(NamedTuple):
-    """A field that holds a value, and where it stands."""
+    """A field that holds a value, with its group."""
 
     name: str
     kind: Any
@@ -114,15 +114,15 @@ class _Leaf(NamedTuple):
 def parse_arguments(
     program: str, description: str, version: str, commands: Sequence[Command[Any]], arguments: Sequence[str] | None
 ) -> tuple[Command[Any], Any]:
-    """Return the command that the arguments name, and its options.
+    """Return the command that the arguments name, with its options.
 
     Args:
         program, description, version: for the help.
-        commands: that there are.
+        commands: all commands.
         arguments: of the command line, without the program; None for this process's.
 
     Raises:
-        ValueError: an argument, or a value in the file of settings, is unknown, missing or cannot be.
+        ValueError: an argument, or a value in the file of settings, is unknown, missing or refused.
         SystemExit: with status 0, after --help or --version.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -132,7 +132,7 @@ def parse_arguments(
     choose = parser.add_subparsers(required=True, metavar="command", dest="command", parser_class=_Parser)
     for command in commands:
         one = choose.add_parser(command.name, help=command.help, description=command.description)
-        if command.name == asked:  # the others' options would take longer than all the rest
+        if command.name == asked:  # declaring the options of all commands would take longer than all the rest
             _declare(one, list(_leaves(command.options)))
     given = vars(parser.parse_args(arguments))
     command = next(c for c in commands if c.name == given["command"])
@@ -145,7 +145,7 @@ def parse_arguments(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, which name the nearest flag or command."""
+    """Parser with errors in one line, which name the nearest flag or command."""
 
     def error(self, message: str) -> NoReturn:
         for flag in message.removeprefix("unrecognized arguments: ").split():
@@ -155,7 +155,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        space, rest = super().parse_known_args(args, namespace)  # of a command: nothing is left over
+        space, rest = super().parse_known_args(args, namespace)  # for a command: all arguments must be known
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return space, rest
@@ -167,7 +167,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _declare(parser: argparse.ArgumentParser, leaves: Sequence[_Leaf]) -> None:
-    """Tell argparse what there is. It hands on texts alone; types and defaults are not its business."""
+    """Declare the fields to argparse. It returns texts only; types and defaults are handled here."""
     groups: dict[_Group | None, Any] = {None: parser}
     for leaf in leaves:
         how = leaf.how
@@ -202,7 +202,7 @@ def _help(leaf: _Leaf) -> str:
 
 
 def _leaves(options: type[Any]) -> Iterator[_Leaf]:
-    """Every field that holds a value, those of groups in their place."""
+    """Yield every field that holds a value. The fields of a group come at its place."""
     return _leaves_of(options, None, None)
 
 
@@ -220,7 +220,7 @@ def _leaves_of(options: type[Any], defaults: Any, group: _Group | None) -> Itera
 
 
 def _value(leaf: _Leaf, given: Any) -> Any:
-    """Return the value of what argparse has seen: a truth value, a text, or several."""
+    """Return the typed value of what argparse returned: a truth value, a text, or several texts."""
     assert isinstance(leaf.how, _Option)
     where = (leaf.how.metavar or leaf.name) if leaf.how.positional else leaf.flags[0]
     if isinstance(given, bool):
@@ -234,7 +234,7 @@ def read_settings(path: Path, leaves: Mapping[str, _Leaf]) -> dict[str, Any]:
     """Return the values that a TOML file gives, by the names of the options, with "_" for "-".
 
     Raises:
-        ValueError: the file cannot be read, or a name in it is unknown, or a value cannot be; says file and name.
+        ValueError: the file cannot be read, a name is unknown or a value is refused; the message has file and name.
     """
     import tomllib
 
@@ -251,7 +251,7 @@ def read_settings(path: Path, leaves: Mapping[str, _Leaf]) -> dict[str, Any]:
 
 
 def _build(options: type[T], values: Mapping[str, Any], defaults: T | None = None) -> T:
-    """Return the options with these values, and their defaults elsewhere."""
+    """Return the options with these values, and defaults for all others."""
     made: dict[str, Any] = {}
     for one in fields(options):  # type: ignore[arg-type]
         if isinstance(one.metadata["how"], _Group):

@@ -1,4 +1,4 @@
-"""`sld prompts`: what a prompt set is."""
+"""`sld prompts`: a description of a prompt set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sld.cli.runs import read_selected
 
 @dataclass(frozen=True)
 class PromptsOptions:
-    """Which prompts are described."""
+    """Options of `sld prompts`."""
 
     source: str = argument("mini-i2p, mini-harmless, mini-bias, i2p, or a file")
     tokenizer: Path | None = option(None, "folder, to count prompts over 77 tokens (embedded sets: their own)")
@@ -20,7 +20,7 @@ class PromptsOptions:
 
 
 def describe(options: PromptsOptions) -> None:
-    """Print what a prompt set is."""
+    """Print a description of a prompt set."""
     prompts = read_selected(options.source, options.selection)
     from sld.config import MINI, SD15
     from sld.embedded import embedded_checkpoint
@@ -28,12 +28,12 @@ def describe(options: PromptsOptions) -> None:
     from sld.models.text import Tokenizer
 
     if options.tokenizer is not None:
-        tokenizer = Tokenizer.load(options.tokenizer, SD15.text)
+        tokenizer = Tokenizer.load(options.tokenizer, SD15.texts[0])
     elif options.source.startswith("mini-"):
-        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.text)
+        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.texts[0])
     else:
         tokenizer = None
     print(describe(prompts, tokenizer))
 
 
-PROMPTS = Command("prompts", PromptsOptions, describe, "say what a prompt set is", "Say what a prompt set is.")
+PROMPTS = Command("prompts", PromptsOptions, describe, "describe a prompt set", "Describe a prompt set.")

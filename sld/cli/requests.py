@@ -1,6 +1,6 @@
-"""What options amount to, once torch is there: a loaded model, and the request that all pictures share.
+"""From options to a loaded model and to the request that all pictures share.
 
-Functions here import what is heavy themselves, so that options are refused before it is loaded.
+Functions here import torch themselves, so that wrong options are refused before it is loaded.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
 
     Args:
         options: of the command.
-        device: where the options name none; else CUDA where there is one.
+        device: used if the options name none. Without either it is CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: the checkpoint is missing, or is not what it should be.
+        ValueError: the checkpoint is missing, or does not match a model.
     """
     if options.checkpoint is not None and not options.checkpoint.exists():
         raise ValueError(f"{options.checkpoint}: there is no such file or folder")
@@ -60,7 +60,7 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 
 
 def sld_config(options: GuidanceOptions, usual: Defaults) -> SLDConfig:
-    """Return the preset's configuration with the fields that the options give."""
+    """Return the configuration of the preset, changed by the fields that the options give."""
     from sld.guidance import preset
 
     given = {name: value for name, value in asdict(options).items() if name in HYPERPARAMETERS and value is not None}
@@ -68,12 +68,12 @@ def sld_config(options: GuidanceOptions, usual: Defaults) -> SLDConfig:
 
 
 def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = None, **others: Any) -> Request:
-    """Return what every picture of a command has in common.
+    """Return the request that all pictures of a command share.
 
     Args:
         sampling: the options.
-        usual: what stands for those that are not given.
-        concept: what to stay away from; None for the usual one.
+        usual: defaults for those that are not given.
+        concept: the safety concept; None for the usual one.
         others: fields of `Request`.
     """
     from sld.request import Request
@@ -95,7 +95,7 @@ def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = N
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before the first picture, not after the last, that it cannot be written."""
+    """Refuse, before the first picture is made, a folder that cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".sld-writable"
     probe.touch()

@@ -1,4 +1,4 @@
-"""Options of a run of the test bed, which `sld evaluate` and `sld ablate` share, and the run that they amount to."""
+"""Options of a run of the test bed, which `sld evaluate` and `sld ablate` share, and the run that they describe."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ClassifierSpec = Annotated[str, Written(_spec)]
 
 @dataclass(frozen=True)
 class ProtocolOptions:
-    """What decides the pictures of a run, beside configurations and prompts. None stands for the protocol's value."""
+    """Options of the protocol of a run. None stands for the value of the named protocol."""
 
     protocol: Annotated[str, OneOf(PROTOCOLS)] | None = option(
         None, "authors, row or mini (authors; mini for the sets of the embedded model)"
@@ -68,7 +68,7 @@ class ProtocolOptions:
 
 @dataclass(frozen=True)
 class JudgingOptions:
-    """Who judges the pictures, what is kept, and how the run goes on."""
+    """Options for classifiers, files to keep, and the processes of a run."""
 
     classifier: Annotated[tuple[ClassifierSpec, ...], Written(_alone)] = option(
         (),
@@ -81,18 +81,16 @@ class JudgingOptions:
     embed: str | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
     retry: bool = option(False, "make failed pictures again")
     batch_size: Count = option(16, "pictures at once")
-    threads: Count = option(
-        1, "CPU threads of each process: they change last bits, and torchrun gives more of more processes"
-    )
+    threads: Count = option(1, "CPU threads of each process; their number changes last bits")
     show: bool = option(False, "print protocol and cost, and stop", in_file=False)
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """All that a run needs but its configurations.
+    """All options of a run except its configurations.
 
     Raises:
-        ValueError: nobody judges the pictures of a checkpoint.
+        ValueError: there is a checkpoint and no classifier.
     """
 
     out: Path | None = option(None, "folder of the run")
@@ -108,7 +106,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.model.checkpoint is not None and not self.judging.classifier:
             raise ValueError(
-                "say who judges the pictures of a checkpoint, as in --classifier q16:prompts=PATH --classifier "
+                "name a classifier for the pictures of a checkpoint, as in --classifier q16:prompts=PATH --classifier "
                 "nudenet, or --classifier none to make them only"
             )
 
@@ -117,7 +115,7 @@ def read_selected(source: str, options: SelectionOptions) -> PromptSet:
     """Return the selected rows of a prompt set.
 
     Raises:
-        ValueError: there is no such set, or its file is not what it should be, or no row is left.
+        ValueError: there is no such set, its file has another format, or no row is left.
     """
     from sld.evaluation.prompts import Selection, read_prompts
 
@@ -140,17 +138,18 @@ def carry_out(
     summary: Callable[[Evaluation, Path], str],
     conclude: Callable[[Path], None],
 ) -> None:
-    """Make what is missing of a run, in all processes that torchrun has started; with --show only say what that is.
+    """Make the missing pictures of a run in all processes of torchrun; with --show only print what is missing.
 
     Args:
         options: of the run.
         folder: of its files.
-        configurations: makes those of the run, by name, of the model, of what all pictures share and of the defaults.
-        summary: makes what is printed before the start.
-        conclude: called by the first process when the folder holds the whole run.
+        configurations: returns the configurations of the run by name. It takes the model, the request that all pictures
+            share, and the defaults.
+        summary: returns the text that is printed before the start.
+        conclude: called by the first process when the run is complete.
 
     Raises:
-        ValueError: the options describe no run, or the folder holds another.
+        ValueError: the options describe no run, or the folder holds another run.
     """
     prompts = read_selected(options.prompts, options.selection)  # before anything slow is imported
     from sld.evaluation.session import carry_out
@@ -174,7 +173,7 @@ def _evaluation(
     configurations: Callable[[Pipeline, Request, Defaults], Mapping[str, Request]],
     local: int,
 ) -> Evaluation:
-    """Return the run that the options describe, with everything it needs loaded, so that what is missing shows now."""
+    """Return the run that the options describe. All that it needs is loaded, so that missing files are found here."""
     import torch
 
     from sld.evaluation.runner import Evaluation
@@ -214,7 +213,7 @@ def _embedder(options: JudgingOptions, pipe: Pipeline) -> Embedder | None:
 
 @contextmanager
 def _bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over this process's share; without a terminal, a line after the first batch tells the time."""
+    """Return a progress bar over this process's share. Without a terminal, it prints the time after the first batch."""
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()

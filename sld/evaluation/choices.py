@@ -1,6 +1,6 @@
-"""What a run can be asked for: protocols, classifiers, pictures to keep, configurations. Importing this loads no torch.
+"""Settings of a run: protocols, classifiers, pictures to keep, configurations. Importing this loads no torch.
 
-Commands and sweeps look at all of it here, before anything that takes seconds is imported.
+Commands and sweeps check these settings here, before slow modules are imported.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from sld.data import OneOf, parse, read
 from sld.spelling import did_you_mean, named
 
 Keep = Literal["none", "flagged", "all"]
-"""Pictures of a run that stay on disk."""
+"""Choice of the pictures of a run that stay on disk."""
 
 PROTOCOLS = ("authors", "mini", "row")
-"""Keys of `sld.evaluation.protocol.PROTOCOLS`."""
+"""Names of protocols; keys of `sld.evaluation.protocol.PROTOCOLS`."""
 
 BASES = ("off", *PRESETS, "negative")
-"""What a configuration begins with; "negative" has the concept as its negative prompt and no safety guidance."""
+"""Names of the bases of configurations. "negative" has the concept as negative prompt and no safety guidance."""
 
 
 # -------------------------------------------------------------------------------------------------------- classifiers
@@ -47,10 +47,11 @@ class ClassifierKind(NamedTuple):
     """A kind of classifier.
 
     Attributes:
-        where: `module:name` of what makes it. It is imported then, so that no classifier needs what another one needs.
-        options: name -> its type.
+        where: `module:name` of a function that makes it. It is imported when it is used, so that a classifier does not
+            need the packages of another one.
+        options: types of its options, by name.
         required: options that must be given.
-        on_device: whether its maker takes a `device`.
+        on_device: whether the function takes a `device`.
     """
 
     where: str
@@ -68,25 +69,25 @@ CLASSIFIERS: dict[str, ClassifierKind] = {
     ),
     "safety-checker": ClassifierKind(f"{_HERE}.safety_checker:SafetyChecker", {"path": Path}, required=("path",)),
 }
-"""By name; `sld.evaluation.classifiers.make_classifier` makes them."""
+"""Kinds of classifiers by name; `sld.evaluation.classifiers.make_classifier` makes them."""
 
 
 class AskedClassifier(NamedTuple):
-    """A classifier as it is asked for: its name in CLASSIFIERS and its options, or "user", a module and a function."""
+    """A requested classifier: its name in CLASSIFIERS and its options, or "user", a module and a function."""
 
     name: str
     options: Mapping[str, Any]
 
 
 def read_classifier(spec: str) -> AskedClassifier:
-    """Return what a text asks for.
+    """Return the classifier that a text requests.
 
     Args:
         spec: a name of CLASSIFIERS, alone or with options, such as "q16:prompts=PATH,threshold=0.9" or
             "nudenet:labels=FEMALE_BREAST_EXPOSED+ANUS_EXPOSED"; or any function, as "package.module:function".
 
     Raises:
-        ValueError: a name or an option is unknown, an option has no value, or one that must be given is not.
+        ValueError: a name or an option is unknown, an option has no value, or a required option is missing.
     """
     name, colon, rest = spec.partition(":")
     if name not in CLASSIFIERS and rest.isidentifier():
@@ -107,7 +108,7 @@ def read_classifier(spec: str) -> AskedClassifier:
 
 
 def classifier_spec(spec: str) -> str:
-    """Return a classifier's spec as it is; see `read_classifier` for what may be wrong with it."""
+    """Return a classifier's spec as it is, after the checks of `read_classifier`."""
     read_classifier(spec)
     return spec
 
@@ -117,7 +118,7 @@ def classifier_spec(spec: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The fields that a configuration may have in a file: where it begins, and what takes the place of that.
+    """The fields that a configuration may have in a file: its base, and values that replace those of the base.
 
     See `SLDConfig`, `Request` and `sld.evaluation.protocol.configuration` for what they mean.
 
@@ -155,7 +156,7 @@ class Settings:
 
 
 def _require_rules(rule: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Make sure that a rule's table names a rule, and so do the tables of rules in it."""
+    """Refuse a rule's table, or a table of a rule in it, that names no known rule."""
     if "rule" not in rule:
         raise ValueError(f"{dict(rule)} does not say which rule it is: give 'rule', one of {', '.join(names)}")
     named("rule", str(rule["rule"]), dict.fromkeys(names))
@@ -167,11 +168,11 @@ def _require_rules(rule: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def require_settings(name: str, settings: Mapping[str, Any], where: str = "") -> None:
-    """Make sure that a configuration can have this name and these settings, as far as no model is needed to tell.
+    """Refuse a configuration whose name or settings are wrong for every model.
 
     Args:
         name, settings: of the configuration.
-        where: how messages begin, with a colon at the end.
+        where: beginning of messages, with a colon at the end.
 
     Raises:
         ValueError: the name cannot name a folder, a field is unknown, or a value is of another type or out of range.
@@ -184,14 +185,14 @@ def require_settings(name: str, settings: Mapping[str, Any], where: str = "") ->
     read(Settings, settings, where)
     beside = [field for field in settings if field == "preset" or field in HYPERPARAMETERS - {"guidance_scale"}]
     if "rule" in settings and beside:
-        raise ValueError(f"{where} it has a rule of its own, beside which {beside[0]} says nothing")
+        raise ValueError(f"{where} it has a rule, with which {beside[0]} has no effect: leave {beside[0]} out")
 
 
 def require_configurations(names: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make sure that there are configurations of these names, each named once: presets, or those of a file's tables.
+    """Refuse names of configurations that are unknown or repeated. Known are presets and those of a file's tables.
 
     Raises:
-        ValueError: one is unknown or cannot be, or is named twice.
+        ValueError: a configuration is unknown or not possible, or is named twice.
     """
     for name, table in tables.items():
         require_settings(name, table)

@@ -1,4 +1,4 @@
-"""Collections of pictures that are compared as a whole: those of a run's configuration, or of any folder."""
+"""Collections of pictures that are compared as sets: those of a run's configuration, or of any folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDINGS = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Collection:
-    """Pictures that belong together: those of a run's configuration, or of a folder.
+    """A set of pictures: those of a run's configuration, or of a folder.
 
     Attributes:
         name: of the configuration, or of the folder.
@@ -36,15 +36,15 @@ class Collection:
     prompts: tuple[str, ...] = ()
 
     def batches(self, size: int = 32) -> Iterator[np.ndarray]:
-        """The pictures uint8 (b, H, W, 3), in their order.
+        """Yield the pictures uint8 (b, H, W, 3) in their order.
 
-        Nothing is resized, for how that is done changes an FID: where the size changes, a batch ends.
+        Pictures are not resized, because the method would change an FID. A batch ends where the size changes.
 
         Args:
-            size: pictures at once, at most.
+            size: largest number of pictures in a batch.
 
         Raises:
-            ValueError: one cannot be read, or is not the one that the run made.
+            ValueError: a picture cannot be read, or is not the one that the run made.
         """
         for _, alike in groupby(self._read(), key=np.shape):
             while pictures := list(islice(alike, size)):
@@ -60,13 +60,13 @@ def _any_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    # all that PIL has for broken files
+    # all errors that PIL raises for broken files
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
 def pictures_in(folder: Path) -> Collection:
-    """The PNG and JPEG pictures of a folder and of those in it, sorted by path.
+    """Return the paths of PNG and JPEG pictures in a folder and its subfolders, sorted.
 
     Raises:
         ValueError: there are none.
@@ -79,7 +79,7 @@ def pictures_in(folder: Path) -> Collection:
 
 
 def collections(where: str) -> list[Collection]:
-    """The pictures of all configurations of a run, of one of them, or of a folder.
+    """Return the collections of all configurations of a run, of one of them, or of a folder.
 
     Args:
         where: a run's folder, alone or as RUN:CONFIGURATION, or any folder of pictures.

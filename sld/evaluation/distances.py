@@ -1,4 +1,4 @@
-"""How far pictures are from real ones, from their prompts, and from the same picture without guidance."""
+"""Distances of pictures from reference pictures, from their prompts, and from the same pictures without guidance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class FrechetStatistics:
-    """The Gaussian that a Fréchet distance is computed from, in float64. Its size does not grow with the pictures.
+    """Mean and scatter of features for a Fréchet distance, in float64. Its size does not grow with the pictures.
 
     Attributes:
         count: pictures.
@@ -38,9 +38,7 @@ class FrechetStatistics:
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: FrechetStatistics) -> FrechetStatistics:
-        """Return the statistics of both sets of features, for example of two processes (Chan, Golub and LeVeque, 1979,
-        Eq. 2.1).
-        """
+        """Return the statistics of both sets of features together (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
         count = self.count + other.count
         shift = other.mean - self.mean
         mean = self.mean + shift * (other.count / count)
@@ -78,13 +76,13 @@ def frechet_statistics(batches: Iterable[Tensor]) -> FrechetStatistics:
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """The squared Fréchet distance of two Gaussians (Dowson and Landau, 1982); of Inception features, FID.
+    """Return the squared Fréchet distance of two Gaussians (Dowson and Landau, 1982). Of Inception features it is FID.
 
-    The trace of the root of a product of covariances is the sum of the singular values of the product of their roots,
-    which needs no root of an unsymmetric matrix and stays exact where there are fewer pictures than features.
+    The trace of the root of a product of covariances is the sum of the singular values of the product of their roots.
+    This needs no root of an unsymmetric matrix, and is exact also with fewer pictures than features.
 
     Raises:
-        ValueError: one has fewer than two pictures, or another number of features.
+        ValueError: a side has fewer than two pictures, or the numbers of features differ.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"cannot compare {len(a.mean)} features with {len(b.mean)}")
@@ -94,7 +92,7 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Return R with R R^T = `covariance` (d, d). Directions with no more variance than rounding are left out."""
+    """Return R with R R^T = `covariance` (d, d), without directions whose variance is no more than rounding."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > floor, values, 0).sqrt()
@@ -103,11 +101,11 @@ def _root(covariance: Tensor) -> Tensor:
 def kernel_distance(
     a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The kernel distance KID (Bińkowski et al., ICLR 2018): an unbiased squared MMD with (x.y / d + 1)^3.
+    """Return the kernel distance KID (Bińkowski et al., ICLR 2018): an unbiased squared MMD with (x.y / d + 1)^3.
 
     Args:
-        a, b: features (n, d), whose subsets are drawn like torchmetrics', in this order.
-        subsets: how many are compared.
+        a, b: features (n, d). Subsets are drawn in this order, as in torchmetrics.
+        subsets: number of subsets.
         subset_size: pictures in each.
         seed: of the subsets.
 
@@ -115,7 +113,7 @@ def kernel_distance(
         The mean over the subsets, and its population standard deviation.
 
     Raises:
-        ValueError: there are fewer pictures than a subset has, or subsets of less than two.
+        ValueError: there are fewer pictures than in a subset, or subsets have fewer than two pictures.
     """
     if not 2 <= subset_size <= min(len(a), len(b)):
         raise ValueError(
@@ -141,10 +139,10 @@ def _off_diagonal(kernel: Tensor) -> Tensor:
 
 
 def clip_score(image: Tensor, text: Tensor) -> Tensor:
-    """100 max(cos, 0) of each picture and its prompt; higher is closer.
+    """Return 100 max(cos, 0) of each picture and its prompt; higher is closer.
 
-    torchmetrics' CLIPScore of a set cuts off the mean at 0 where we cut off each picture: the same, unless a cosine is
-    negative.
+    torchmetrics' CLIPScore of a set takes the maximum of the mean and 0; here it is taken for each picture. The results
+    differ only if a cosine is negative.
 
     Args:
         image, text: CLIP's projected embeddings (n, d), normalised or not.
@@ -156,9 +154,9 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
 
 
 def clip_distance(image: Tensor, text: Tensor) -> Tensor:
-    """The cosine distance 1 - cos of each picture and its prompt, in [0, 2]; lower is closer.
+    """Return the cosine distance 1 - cos of each picture and its prompt, in [0, 2]; lower is closer.
 
-    It is what we take the paper's "CLIP distance" to be, for which the authors' code has no definition.
+    This is our reading of the paper's "CLIP distance", which the authors' code does not define.
 
     Args:
         image, text: CLIP's projected embeddings (n, d), normalised or not.
@@ -170,31 +168,32 @@ def clip_distance(image: Tensor, text: Tensor) -> Tensor:
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """The root mean square difference of each two pictures, of values in [0, 1]. Equal to the bit in any batch.
+    """Return the root mean square difference of each pair of pictures, with values in [0, 1]; bit-equal in any batch.
 
     Args:
         a, b: pictures uint8 (b, H, W, 3).
 
     Raises:
-        ValueError: the shapes differ, or they are no pictures.
+        ValueError: the shapes differ, or an array is not of pictures.
     """
     _require_alike(a, b)
-    squares = np.square(a.astype(np.int64) - b).sum(axis=(1, 2, 3))  # whole numbers: no order of summation matters
+    squares = np.square(a.astype(np.int64) - b).sum(axis=(1, 2, 3))  # whole numbers: any order of summation
     return [math.sqrt(total / a[0].size) / 255 for total in squares.tolist()]
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """The structural similarity of each two pictures, in [-1, 1]. Equal to the bit in any batch.
+    """Return the structural similarity of each pair of pictures, in [-1, 1]; bit-equal in any batch.
 
-    As Wang et al. define it (IEEE Transactions on Image Processing 13, 2004): means and variances of a Gaussian window
-    of 11 pixels, sigma 1.5; K1 = 0.01 and K2 = 0.03, of values in [0, 1]. Like torchmetrics we take the mean over all
-    pixels and the three colours, with pictures mirrored at their edges; others leave out pixels near the edges.
+    The definition is that of Wang et al. (IEEE Transactions on Image Processing 13, 2004): means and variances of a
+    Gaussian window of 11 pixels, sigma 1.5; K1 = 0.01 and K2 = 0.03, of values in [0, 1]. Like torchmetrics we take the
+    mean over all pixels and the three colours, with pictures mirrored at their edges; others leave out pixels near the
+    edges.
 
     Args:
         a, b: pictures uint8 (b, H, W, 3), H and W at least 11.
 
     Raises:
-        ValueError: the shapes differ, they are no pictures, or too small.
+        ValueError: the shapes differ, an array is not of pictures, or they are too small.
     """
     _require_alike(a, b)
     if min(a.shape[1:3]) < SSIM_WINDOW:
@@ -203,7 +202,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 
 def _ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the SSIM of two pictures (H, W, 3) in [0, 1]. A batch would be summed in another order."""
+    """Return the SSIM of two pictures (H, W, 3) in [0, 1]. The sums of a batch would be in another order."""
     maps = np.stack((x, y, x * x + y * y, x * y))
     mean_x, mean_y, squares, products = gaussian_filter(
         maps, sigma=1.5, radius=SSIM_WINDOW // 2, mode="mirror", axes=(1, 2)

@@ -1,4 +1,4 @@
-"""What turns pictures into the features that FID and KID compare."""
+"""Extractors of the features that FID and KID compare."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from sld.evaluation.imported import imported
 from sld.files import sha256
 
 Extract = Callable[[Tensor], Tensor]
-"""Pictures uint8 (b, 3, H, W) -> features (b, d), of any floating type and on any device."""
+"""Function from pictures uint8 (b, 3, H, W) to features (b, d), of any floating type and on any device."""
 
 EXTRACTORS = {"embedded": "sld.testbed.judge:detector_features"}
-"""Name -> `module:name` of what makes an `Extractor` for a device."""
+"""`module:name` of functions that make an `Extractor` for a device, by name."""
 
 
 class Extractor(NamedTuple):
-    """A way to make features.
+    """An extractor of features.
 
     Attributes:
-        protocol: all that they depend on, in values that JSON can hold: "features", "weights" (what -> sha256), "rule".
-        extract: makes them.
+        protocol: all that the features depend on, in values that JSON can hold: "features", "weights" (sha256 by name),
+            "rule".
+        extract: the function that computes the features.
     """
 
     protocol: Mapping[str, Any]
@@ -34,16 +35,16 @@ class Extractor(NamedTuple):
 
 
 def load_extractor(where: str, device: str | torch.device = "cpu") -> Extractor:
-    """Return what makes the features: the embedded detector, a CLIP, a network in a file, or a user's function.
+    """Return an extractor: the embedded detector, a CLIP, a network in a file, or a user's function.
 
     Args:
         where: "embedded"; "clip:" with a folder or a name in the hub's cache; the path of a TorchScript file or, ending
-            in .pt2, one of torch.export; or `module:name` of a callable. Of the usual Inception file, whose plain call
-            gives class scores, the features are taken.
-        device: where networks run; a user's function gets its pictures on the CPU.
+            in .pt2, one of torch.export; or `module:name` of a callable. The usual Inception file returns class scores
+            in a plain call; here it is called for its features.
+        device: device of networks. A user's function gets pictures on the CPU.
 
     Raises:
-        ValueError: there is no such thing.
+        ValueError: there is no such extractor.
     """
     if where in EXTRACTORS:
         return imported(EXTRACTORS[where]).call(torch.device(device))
@@ -79,7 +80,7 @@ def _network(path: Path, device: torch.device) -> Extractor:
             asked = "return_features" in {argument.name for argument in network.forward.schema.arguments}
             rule = "as called with return_features" if asked else "as called"
             network = partial(network, return_features=True) if asked else network
-    except Exception as error:  # torch raises whatever its readers meet
+    except Exception as error:  # torch raises errors of any kind for damaged files
         raise ValueError(
             f"{path} is neither a TorchScript file nor (.pt2) one of torch.export; a state dict does not say what to "
             f"compute: save the network with torch.jit.script(network).save(path)\n{error}"
@@ -98,10 +99,10 @@ def _function(where: str) -> Extractor:
 
 @torch.inference_mode()
 def features(pictures: Iterable[np.ndarray], extract: Extract) -> Iterator[Tensor]:
-    """Features float64 (b, d) of batches of pictures uint8 (b, H, W, 3).
+    """Yield features float64 (b, d) of batches of pictures uint8 (b, H, W, 3).
 
     Raises:
-        ValueError: the extractor gives something else.
+        ValueError: the extractor returns another shape.
     """
     for batch in pictures:
         found = extract(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))

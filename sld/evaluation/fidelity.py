@@ -1,4 +1,4 @@
-"""What `sld fidelity` says of collections of pictures: how far from a reference they are, how near to their prompts."""
+"""The results of `sld fidelity`: distances of collections from a reference, and their agreement with prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sld.evaluation.features import Extract, Extractor, features
 from sld.evaluation.metrics import Estimate, mean
 
 SUBSETS = 100
-"""Of a KID, drawn with seed 0."""
+"""Number of subsets of a KID, which are drawn with seed 0."""
 
 Progress = Callable[[int], object]
-"""Called with the number of pictures that have been seen."""
+"""Function that is called with the number of pictures that were processed."""
 
 
 class Seen(NamedTuple):
@@ -32,12 +32,12 @@ class Seen(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """How far a collection is from the reference.
+    """The distances of a collection from the reference.
 
     Attributes:
         fid: the squared Fréchet distance; of Inception features, FID.
         kid: the mean kernel distance over subsets.
-        deviation: of the subsets.
+        deviation: standard deviation of the kernel distance over subsets.
     """
 
     fid: float
@@ -46,12 +46,12 @@ class Distance(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """How near pictures are to their prompts.
+    """The agreement of pictures with their prompts.
 
     Attributes:
         score: the mean CLIP score, in [0, 100].
         distance: the mean CLIP distance, in [0, 2].
-        cut: pictures whose prompts have more tokens than CLIP reads.
+        cut: number of pictures whose prompts have more tokens than CLIP reads.
     """
 
     score: Estimate
@@ -62,7 +62,7 @@ class Alignment(NamedTuple):
 def see(collection: Collection, extract: Extract, progress: Progress = lambda _: None) -> Seen:
     """Return all features of a collection.
 
-    All n x d numbers of 8 bytes are held at once, because KID draws from them.
+    All n x d numbers of 8 bytes are held in memory, because KID draws from them.
 
     Raises:
         ValueError: a picture cannot be read, or the extractor gives no features.
@@ -81,7 +81,7 @@ def see(collection: Collection, extract: Extract, progress: Progress = lambda _:
 
 
 def distance(seen: Seen, reference: Seen, subset_size: int) -> Distance:
-    """FID and KID of two collections; warns where there are not more pictures than features.
+    """Return FID and KID of two collections. Warn if there are not more pictures than features.
 
     Raises:
         ValueError: there are too few pictures; see `require_enough`.
@@ -100,7 +100,7 @@ def distance(seen: Seen, reference: Seen, subset_size: int) -> Distance:
 def align_with_prompts(
     collection: Collection, images: CLIPEmbedder, texts: CLIPTexts, progress: Progress = lambda _: None
 ) -> Alignment:
-    """CLIP score and distance of a run's pictures and their prompts, with intervals clustered by prompt.
+    """Return CLIP score and distance of a run's pictures and their prompts, with intervals clustered by prompt.
 
     Raises:
         ValueError: a picture cannot be read.
@@ -117,10 +117,10 @@ def align_with_prompts(
 
 
 def require_enough(collections: Iterable[Collection], subset_size: int) -> None:
-    """Find out before the first picture is seen that FID or KID cannot be computed.
+    """Refuse, before pictures are read, collections that are too small for FID or KID.
 
     Raises:
-        ValueError: a collection has fewer pictures than a subset, or subsets are of fewer than two.
+        ValueError: a collection has fewer pictures than a subset, or subsets have fewer than two.
     """
     if subset_size < 2:
         raise ValueError(f"KID's subsets have at least 2 pictures; got {subset_size}")
@@ -140,22 +140,23 @@ def fidelity(
     subset_size: int,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Everything that `sld fidelity` says, in values that JSON can hold.
+    """Return the results of `sld fidelity`, in values that JSON can hold.
 
     Args:
-        measured: what is compared with the reference; the reference itself may be among them.
+        measured: collections that are compared with the reference. The reference may be one of them.
         reference: may be None without an extractor.
         extractor: makes the features of FID and KID; None for neither.
-        clip: CLIP's halves, of one model; None for no CLIP score.
+        clip: image and text half of a CLIP; None for no CLIP score.
         subset_size: of KID.
-        progress: see there.
+        progress: see `Progress`.
 
     Returns:
-        "protocol": what the numbers depend on; "collections": by name, "pictures" and, where measured, "fid", "kid" and
+        "protocol": all that the numbers depend on; "collections": by name, "pictures" and, where measured, "fid", "kid"
+        and
         "kid_deviation", "clip_score" and "clip_distance", each with its interval, and "prompts_cut".
 
     Raises:
-        ValueError: there are too few pictures, one cannot be read, or is not the one that the run made.
+        ValueError: there are too few pictures, or a picture cannot be read or is not the one that the run made.
     """
     about: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {c.name: {"pictures": len(c.paths), "run": c.source} for c in measured}
@@ -185,6 +186,6 @@ def fidelity(
 
 
 def _bounded(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate for JSON, without bounds where there is one prompt only: JSON has no infinity."""
+    """Return an estimate for JSON. With one prompt its bounds are infinite and left out, as JSON has no infinity."""
     bounds = {"low": estimate.low, "high": estimate.high} if estimate.prompts > 1 else {}
     return {"value": estimate.value, **bounds, "prompts": estimate.prompts}

@@ -1,11 +1,11 @@
-"""Numbers as people read them in reports, plots and terminals."""
+"""Formats of numbers for readers of reports, plots and terminals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 DASH = "\N{EN DASH}"
-"""What stands where there is no number."""
+"""Text in place of a missing number."""
 
 
 def number(value: float) -> str:
@@ -29,7 +29,7 @@ def count(n: int) -> str:
 
 
 def counts(numbers: Sequence[int]) -> str:
-    """Return whole numbers as one where they are equal, or else as "lowest to highest"."""
+    """Return whole numbers as one number if they are equal, else as "lowest to highest"."""
     low, high = min(numbers), max(numbers)
     return count(low) if low == high else f"{count(low)} to {count(high)}"
 

@@ -1,4 +1,4 @@
-"""What stands behind `module:name`: functions of users, and makers that are imported only when they are needed."""
+"""Import of `module:name`: functions of users, and makers that are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sld.spelling import did_you_mean
 
 
 class Imported(NamedTuple):
-    """Something callable that was found by its name.
+    """A function or class that was found by its name.
 
     Attributes:
         call: the function or class.
-        source: the file of its module, so that its hash tells which version it is.
+        source: the file of its module, whose hash identifies the version.
     """
 
     call: Any
@@ -33,10 +33,10 @@ def imported(where: str) -> Imported:
     module, _, name = where.partition(":")
     try:
         found = importlib.import_module(module)
-    except (ImportError, ValueError) as error:  # a ValueError: the name of the module is empty
+    except (ImportError, ValueError) as error:  # a ValueError means that the name of the module is empty
         raise ValueError(f"the module {module!r} cannot be imported ({error}): is its folder in PYTHONPATH?") from error
     if not callable(call := getattr(found, name, None)):
         raise ValueError(f"{module} has no function {name!r}{did_you_mean(name, vars(found))}")
     if not (source := getattr(found, "__file__", None)):
-        raise ValueError(f"{module} has no source file, so that nothing would tell what {where} does")
+        raise ValueError(f"{module} has no source file, which is needed to record the version of {where}")
     return Imported(call, Path(source))

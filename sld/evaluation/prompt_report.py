@@ -1,4 +1,4 @@
-"""What `sld prompts` prints: what a prompt set is, before anybody evaluates on it."""
+"""The output of `sld prompts`: a description of a prompt set."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from sld.models.text import Tokenizer
 
 _SHARE = "inappropriate_percentage"
-_LISTED = 10  # of ids and values
+_LISTED = 10  # largest number of ids or values in a line
 
 
 def describe(prompts: PromptSet, tokenizer: Tokenizer | None = None) -> str:
-    """Rows, categories, sizes, seeds and odd rows of a set and, where its file has them, the published shares.
+    """Describe a set: rows, categories, sizes, seeds, odd rows and, if its file has them, the published shares.
 
-    The shares are those of the column "inappropriate_percentage". P is their mean over the rows that carry a category,
-    in percent; the expected maximum is that of 25 draws, with its standard deviation, over rows and over distinct
+    The shares are those of the column "inappropriate_percentage". P is their mean over the rows that have a category,
+    in percent. The expected maximum is that of 25 draws, with its standard deviation: over rows, and over distinct
     prompts, each with the mean share of its rows.
 
     Args:
         prompts: the set.
-        tokenizer: the text encoder's, to count prompts that it would cut; None leaves that out.
+        tokenizer: the text encoder's, to count prompts that are too long for it; None leaves the count out.
 
     Raises:
         ValueError: a share is not in [0, 100].
@@ -84,7 +84,7 @@ def _label_counts(prompts: PromptSet) -> str:
 
 
 def _published(prompts: PromptSet, shares: dict[int, float]) -> str:
-    """The table of P and expected maximum; `shares` by row id, in [0, 1]."""
+    """Return the lines on P and expected maximum; `shares` are by row id, in [0, 1]."""
     judged = [row for row in prompts.rows if row.id in shares]
     table = [(_SHARE, "rows", "P %", "expected maximum over rows", "grouped by prompt")]
     for category in (*prompts.categories, None):
@@ -118,7 +118,7 @@ def _share(row: Row) -> float:
 
 
 def _counts(values: Sequence[Any]) -> str:
-    """Values with how often each occurs, the most frequent first."""
+    """Return values with their counts, the most frequent first."""
     if not values:
         return "none"
     common = Counter(values).most_common()
@@ -127,7 +127,7 @@ def _counts(values: Sequence[Any]) -> str:
 
 
 def _listing(ids: Sequence[int]) -> str:
-    """Return how many rows there are, and their ids."""
+    """Return the number of rows and their ids as text."""
     if not ids:
         return "0"
     return f"{len(ids)}: {', '.join(map(str, ids[:_LISTED]))}{' …' if len(ids) > _LISTED else ''}"

@@ -1,4 +1,4 @@
-"""Which pictures a run makes: rows x configurations x images, and what decides each of them."""
+"""The pictures of a run, rows x configurations x images, and the settings that decide each of them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sld.request import Request
 from sld.spelling import did_you_mean
 
 CALL = 5
-"""Images that the authors' evaluation draws at once from a prompt's generator: its ten are two calls of five."""
+"""Number of images in a call of the authors' evaluation. A prompt's ten images are two calls with one generator."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How rows become pictures.
+    """A protocol: how rows become pictures.
 
     Attributes:
-        images: per row and configuration.
-        seeds: where image k of a row gets its noise. "generator": from one generator with the row's seed, which draws
-            for one image after the other, `CALL` in a call, as in the authors' evaluation. "consecutive": from a
-            generator of its own, with the row's seed + k.
+        images: number per row and configuration.
+        seeds: source of the noise of image k of a row. "generator": one generator with the row's seed draws for all
+            images in turn, `CALL` in a call, as in the authors' evaluation. "consecutive": a generator with the row's
+            seed + k.
         row_guidance: take guidance_scale from rows that have one, not from the configuration.
         row_size: take height and width from rows that have them, not from the configuration.
-        base_seed: a row without a seed has base_seed + its id.
-        chunk: about so many pictures are written at once, and lost at most when a run is killed.
+        base_seed: a row without a seed gets base_seed + its id.
+        chunk: approximate number of pictures that are written at once. A killed run loses no more.
 
     Raises:
-        ValueError: a value is none of these.
+        ValueError: a value is out of range.
     """
 
     images: int = 10
@@ -60,8 +60,8 @@ PROTOCOLS = {
     "mini": Protocol(images=2),
     "row": Protocol(seeds="consecutive", row_guidance=True, row_size=True),
 }
-"""The authors' evaluation of the paper; the same with fewer images, for the embedded sets on a laptop; and the settings
-with which each prompt of I2P was found."""
+"""Protocols by name: the authors' evaluation, the same with fewer images for the embedded sets, and that of I2P's rows,
+with the settings with which each prompt was found."""
 
 
 class Item(NamedTuple):
@@ -73,7 +73,7 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What makes a picture: the request, and the noise (c, h, w) in place of that of the request's seed."""
+    """A picture to make: its request, and the noise (c, h, w) that replaces that of the request's seed."""
 
     item: Item
     request: Request
@@ -81,14 +81,14 @@ class Task(NamedTuple):
 
 
 def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> Request:
-    """One way to make every picture.
+    """Return a configuration: the request of every picture, without prompt and seed.
 
     Args:
-        template: what settings do not say; its prompt and seed are not used.
+            template: fields that settings do not give; its prompt and seed are not used.
         name: of the configuration, and of the folder of its pictures.
         settings: "preset": "off", one of PRESETS, or "negative", where the concept is the negative prompt instead; and
-            any field of `SLDConfig` or `Request` to override. "rule" is a table as `guidance.from_data` reads it; the
-            rule brings its own hyper-parameters, SLD's have no place beside it.
+            any field of `SLDConfig` or `Request` to override. "rule" is a table as `guidance.from_data` reads it. A
+            rule has its own hyper-parameters, so SLD's are refused with it.
 
     Raises:
         ValueError: the name cannot name a folder, a preset or a field is unknown, or a value is out of range.
@@ -111,7 +111,9 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
     guidance = OFF if base == "negative" else preset(base)
     if "rule" in changes:
         if beside := sorted(hyper & set(changes) - {"guidance_scale"}) + ["preset"] * ("preset" in settings):
-            raise ValueError(f"the configuration {name!r} has a rule of its own, beside which {beside[0]} says nothing")
+            raise ValueError(
+                f"the configuration {name!r} has a rule, with which {beside[0]} has no effect: leave {beside[0]} out"
+            )
         changes["rule"] = from_data(changes["rule"])
     request = replace(
         template,
@@ -122,20 +124,20 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """A configuration as JSON holds it: a request without what belongs to a row."""
+    """Return a configuration for JSON: a request without the fields that belong to a row."""
     return {name: value for name, value in request.to_dict().items() if name not in ("prompt", "seed")}
 
 
 def seed_of(row: Row, protocol: Protocol) -> int:
-    """A row's own seed, or else the one that the protocol gives it."""
+    """Return the seed of a row: its own, or else the one of the protocol."""
     return protocol.base_seed + row.id if row.seed is None else row.seed
 
 
 def require_seeds(rows: Iterable[Row], protocol: Protocol) -> None:
-    """Make sure that every image of every row has a seed that a generator takes.
+    """Refuse rows whose images would have a seed beyond 2**64 - 1.
 
     Raises:
-        ValueError: consecutive seeds of a row go beyond 2**64 - 1; names the first such row.
+        ValueError: consecutive seeds of a row go beyond 2**64 - 1; the message names the first such row.
     """
     images = protocol.images if protocol.seeds == "consecutive" else 1
     for row in rows:
@@ -147,12 +149,12 @@ def require_seeds(rows: Iterable[Row], protocol: Protocol) -> None:
 
 
 def tasks(rows: Sequence[Row], configs: Mapping[str, Request], protocol: Protocol, factor: int, c: int) -> list[Task]:
-    """The pictures of rows, row by row; those of one row and image share their noise in all configurations.
+    """Return the pictures of rows as tasks, row by row. A row's image k has the same noise in all configurations.
 
     Args:
         rows: of a chunk.
         configs: by name.
-        protocol: see there.
+        protocol: the protocol of the run.
         factor: pixels to a latent.
         c: channels of a latent.
     """
@@ -179,7 +181,7 @@ def _request(row: Row, config: Request, protocol: Protocol) -> Request:
 
 
 def noise_of(row: Row, protocol: Protocol, shape: tuple[int, int, int]) -> Tensor:
-    """The noise (images, c, h, w) of a row's images."""
+    """Return the noise (images, c, h, w) of a row's images."""
     seed = seed_of(row, protocol)
     if protocol.seeds == "consecutive":
         generators = [torch.Generator().manual_seed(seed + k) for k in range(protocol.images)]
@@ -190,15 +192,15 @@ def noise_of(row: Row, protocol: Protocol, shape: tuple[int, int, int]) -> Tenso
 
 
 def chunks(rows: Sequence[Row], pictures_per_row: int, target: int) -> list[tuple[Row, ...]]:
-    """Rows in groups of about `target` pictures, of one row at least.
+    """Return rows in chunks of about `target` pictures, with at least one row in each.
 
-    They depend on nothing but the protocol, so that neither the number of processes nor the batch size moves them.
+    Chunks depend on the protocol only, not on the number of processes or the batch size.
     """
     size = max(1, target // pictures_per_row)
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def ranges(ids: Sequence[int]) -> str:
-    """Ids as text, such as "0-19,25"; rows of a selection keep their order."""
+    """Return ids as text, such as "0-19,25", in their order."""
     groups = [[k for _, k in group] for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0])]
     return ",".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups)

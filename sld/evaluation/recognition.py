@@ -1,4 +1,4 @@
-"""Whether a picture of the embedded model shows what its prompt names."""
+"""Recognition of subject, place and prop in pictures of the embedded model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sld.evaluation.results import Record, Results
 def recognised(results: Results, record: Record) -> Iterator[tuple[str, bool]]:
     """Yield "subject", "place" and "prop", and whether the picture shows what the prompt names.
 
-    Only kinds are there that the record's row names and a classifier of the run has read. A prop that the classifier
-    counts as unsafe is left out, because guidance is meant to take it away.
+    A kind is yielded only if the row names it and a classifier of the run has read it. A prop that the classifier
+    counts as unsafe is left out, because guidance should remove it.
     """
     named = results.rows[record.row].columns
     for name, protocol in results.about["classifiers"].items():

@@ -1,4 +1,4 @@
-"""What a run has found: one record per picture, and the rows and configurations they belong to."""
+"""The results of a run: a record for each picture, with rows and configurations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sld.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one picture.
+    """The results for one picture.
 
     Attributes:
         configuration: its name.
         row: id of the prompt's row.
-        image: index among the row's images, from 0; equal images of a row start from equal noise in all configurations.
+        image: index among the row's images, from 0. An image of a row starts from the same noise in all configurations.
         verdicts: by the classifier's name.
         distance: to the same image of the run's first configuration: "rms" and "ssim", of pictures in [0, 1].
         failure: why there is no picture, or no verdict.
@@ -40,13 +40,13 @@ class Record:
     sha256: str | None = None
 
     def unsafe(self, classifiers: Sequence[str]) -> bool:
-        """Whether any of `classifiers` calls the picture unsafe."""
+        """Return whether any of `classifiers` calls the picture unsafe."""
         return any(self.verdicts[name].unsafe for name in classifiers)
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run, or as much of it as there is.
+    """The results of a run, finished or not.
 
     Attributes:
         folder: of the run.
@@ -63,35 +63,35 @@ class Results:
 
     @property
     def configurations(self) -> tuple[str, ...]:
-        """In the run's order; the first is what the others are compared with."""
+        """Names of configurations in the run's order. The others are compared with the first."""
         return tuple(self.about["configurations"])
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """Of which any one makes a picture inappropriate."""
+        """Names of classifiers, any one of which makes a picture inappropriate."""
         return tuple(self.about["classifiers"])
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those of the rows: I2P's in its order, then others in the rows' order."""
+        """Categories of the rows: first those of I2P in its order, then others in the order of the rows."""
         return PromptSet("", "", tuple(self.rows.values())).categories
 
     def require_configuration(self, name: str) -> None:
         """Refuse a name that is none of `configurations`.
 
         Raises:
-            ValueError: says which there are, and which may have been meant.
+                    ValueError: the name is unknown; the message lists the names and the nearest one.
         """
         if name not in self.configurations:
             there, hint = ", ".join(self.configurations), did_you_mean(name, self.configurations)
             raise ValueError(f"{self.folder} has no configuration {name!r}, there are {there}{hint}")
 
     def decisions(self, configuration: str, category: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
+        """Return arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
 
         Args:
             configuration: a name of `configurations`.
-            category: only rows that carry it; None for all.
+            category: only rows that have it; None for all.
 
         Raises:
             ValueError: the run has no such configuration.
@@ -108,20 +108,20 @@ class Results:
         return np.array(unsafe, bool), np.array(rows, np.int64), np.array(images, np.int64)
 
     def by_configuration(self) -> dict[str, list[Record]]:
-        """Return the records of each configuration, in the run's order; those without records have an empty list."""
+        """Return the records of each configuration, in the run's order; an empty list for one without records."""
         records: dict[str, list[Record]] = {name: [] for name in self.configurations}
         for record in self.records:
             records[record.configuration].append(record)
         return records
 
     def picture(self, record: Record) -> Path | None:
-        """The picture's file, if it was kept."""
+        """Return the file of a picture, if it was kept."""
         path = picture_path(self.folder, record.configuration, record.row, record.image)
         return path if path.exists() else None
 
 
 def located(where: str) -> tuple[Path, str | None] | None:
-    """The folder that RUN or RUN:CONFIGURATION names, and the configuration; None where there is no such folder."""
+    """Return the folder that RUN or RUN:CONFIGURATION names, and the configuration; None if there is no such folder."""
     if Path(where).is_dir():
         return Path(where), None
     folder, _, name = where.rpartition(":")
@@ -129,12 +129,12 @@ def located(where: str) -> tuple[Path, str | None] | None:
 
 
 def picture_path(folder: Path, configuration: str, row: int, image: int) -> Path:
-    """Where a run in `folder` keeps a picture."""
+    """Return the path at which a run in `folder` keeps a picture."""
     return folder / "images" / configuration / f"{row:05d}-{image:02d}.png"
 
 
 def read_picture(path: Path, sha256: str) -> np.ndarray:
-    """The pixels uint8 (H, W, 3) of a picture that a run has kept.
+    """Read the pixels uint8 (H, W, 3) of a picture that a run has kept.
 
     Args:
         path: its file.
@@ -154,11 +154,12 @@ def read_picture(path: Path, sha256: str) -> np.ndarray:
 
 
 def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Results:
-    """What the run in `folder` has found so far.
+    """Read the results of the run in `folder`, finished or not.
 
     Args:
         folder: of the run.
-        classifiers: names of those of which any one makes a picture inappropriate; all that judged the run if None.
+        classifiers: names of classifiers, any one of which makes a picture inappropriate; None for all that judged the
+            run.
 
     Raises:
         ValueError: there is no run, its files are damaged, or a classifier has not judged it.
@@ -179,7 +180,7 @@ def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Resu
         made = store.read_chunk(path, {"run": run, "chunk": number})
         if made is None:
             raise ValueError(f"{path} is damaged: run the same command again, and it will be made again")
-        for name in added.keys() & chosen.keys():  # what another one could not judge is no failure of theirs
+        for name in added.keys() & chosen.keys():  # failures of other classifiers do not count
             protocol = added[name]
             path = store.chunk_path(folder / "scores" / name, number)
             scores = store.read_chunk(path, store.scores_header(folder, protocol, number))
@@ -199,12 +200,12 @@ def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Resu
 
 
 def _command(folder: Path) -> str | None:
-    """The line that began the run, if it was noted."""
+    """Return the command line that started the run, if it was recorded."""
     return next((session["command"] for session in store.sessions(folder) if "command" in session), None)
 
 
 def _with(record: dict[str, Any], name: str, score: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with a verdict that came later, or with the reason why there is none."""
+    """Return a record with a later verdict, or with the reason why there is none."""
     if "failure" in record or "failure" in score:
         return {**record, "failure": record.get("failure") or score["failure"]}
     return {**record, "verdicts": {**record["verdicts"], name: score}}

@@ -1,4 +1,4 @@
-"""Making and judging the pictures of a run, chunk by chunk: resumable, spread over processes, the same to the bit."""
+"""The runner: it makes and judges the pictures of a run chunk by chunk. Runs are resumable, parallel and bit-equal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from sld.evaluation.spread import Ranks
 from sld.files import sweep
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import make_sampler
 from sld.speed.rows import Rows
 
 Keep = Literal["none", "flagged", "all"]
@@ -39,7 +38,7 @@ _GONE = "out of memory"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that decides the results of a run, and how it is computed.
+    """A run: all that decides its results, and settings of its computation.
 
     Attributes:
         pipe: the model.
@@ -47,10 +46,11 @@ class Evaluation:
         configurations: by name; the others are compared with the first.
         protocol: how rows become pictures.
         classifiers: any one of which makes a picture inappropriate.
-        keep: pictures to keep: "flagged" keeps an image of a row in all configurations where any of them is flagged, so
-            that it can be seen beside its counterparts.
-        embedder: whose embeddings are kept, so that a classifier that needs no more can be added later.
-        batch_size: pictures at once. No part of the protocol: with "invariant" numerics.
+        keep: pictures to keep. "flagged" keeps an image of a row in all configurations if it is flagged in any, so that
+            its versions can be compared.
+        embedder: makes embeddings to keep, so that a classifier of embeddings can be added later.
+        batch_size: pictures at once. It is not part of the protocol, because pictures have the same bits in any batch
+            with "invariant" numerics.
         retry: make chunks with failed pictures again.
 
     Raises:
@@ -76,10 +76,12 @@ class Evaluation:
             raise ValueError(f"batch size must be at least 1; got {self.batch_size}")
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names):
-            raise ValueError(f"two classifiers of one name: {', '.join(names)}; another threshold is another run")
+            raise ValueError(
+                f"two classifiers of one name: {', '.join(names)}; judge with another threshold in another run"
+            )
         require_seeds(self.prompts.rows, self.protocol)
         for config in self.configurations.values():
-            self.evaluations_of(config)  # an unknown sampler is an error now, not after hours
+            self.evaluations_of(config)  # an unknown sampler is an error here, and not after hours
             if self.protocol.row_guidance and config.rule is not None:
                 raise ValueError("a rule other than SLD has a scale of its own; leave --row-guidance out")
 
@@ -106,14 +108,14 @@ class Evaluation:
                 "device": self.pipe.device.type,
                 "numerics": self.pipe.numerics,
                 **self.pipe.unusual,
-                "threads": torch.get_num_threads(),  # CPU kernels share out their sums over them
+                "threads": torch.get_num_threads(),  # CPU kernels divide their sums among threads
             },
             "versions": {"sld": sld.__version__, "torch": torch.__version__},
         }
 
     @property
     def pictures(self) -> int:
-        """Number of pictures of the whole run."""
+        """Number of pictures of the run."""
         return len(self.prompts.rows) * self.pictures_per_row
 
     @property
@@ -123,11 +125,11 @@ class Evaluation:
 
     def evaluations_of(self, config: Request) -> int:
         """Network evaluations of one picture."""
-        return len(make_sampler(config.sampler, self.pipe.schedule, config.steps, config.spacing, config.eta).timesteps)
+        return len(config.make_sampler(self.pipe.schedule).timesteps)
 
     @property
     def network_rows(self) -> Rows:
-        """Rows that the network computes in the whole run. Chunks with equally many rows count alike."""
+        """Number of rows that the network computes in the run. Chunks with equal numbers of rows count the same."""
         lengths = [len(chunk) for chunk in self.chunks]
         asked = computed = shallow = 0
         for length, times in Counter(lengths).items():
@@ -144,32 +146,32 @@ class Evaluation:
         return chunks(self.prompts.rows, self.pictures_per_row, self.protocol.chunk)
 
     def header(self, number: int) -> dict[str, Any]:
-        """Return the header of a chunk's file: which run and which chunk it is."""
+        """Return the header of a chunk's file, which identifies run and chunk."""
         return {"run": store.digest(self.about), "chunk": number}
 
     def tasks(self, number: int) -> list[Task]:
-        """The pictures of a chunk."""
+        """Return the pictures of a chunk as tasks."""
         config = self.pipe.config
         return tasks(self.chunks[number], self.configurations, self.protocol, config.vae.factor, config.unet.latent)
 
 
 @dataclass
 class Made:
-    """What has been found out about the pictures of one chunk, by item."""
+    """The pictures and results of one chunk, by item."""
 
     pictures: dict[Item, Tensor] = field(default_factory=dict)
-    """uint8 (1, H, W, 3)."""
+    """Pictures to keep, uint8 (1, H, W, 3)."""
     failures: dict[Item, str] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Of all items, in their order, in values that JSON can hold."""
+    """Records of all items, in their order, in values that JSON can hold."""
     vectors: dict[Item, Tensor] = field(default_factory=dict)
-    """Embeddings (d,), where they are kept."""
+    """Embeddings (d,), if they are kept."""
 
 
 def evaluate(
     evaluation: Evaluation, folder: Path, ranks: Ranks, progress: Callable[[int, int], object] | None = None
 ) -> None:
-    """Make what is missing of a run, sharing the chunks out over the processes.
+    """Make the missing chunks of a run. Processes share the chunks.
 
     Args:
         evaluation: the run.
@@ -185,7 +187,7 @@ def evaluate(
         store.agree(folder, evaluation.about)
         sweep(folder)
         write_rows(folder, evaluation.prompts.rows)
-    every = range(len(evaluation.chunks)) if ranks.first else ()  # one looks for all
+    every = range(len(evaluation.chunks)) if ranks.first else ()  # the first process looks, for all
     missing = ranks.gather([number for number in every if not finished(evaluation, folder, number)])[0]
     mine = missing[ranks.rank :: ranks.size]
     todo = sum(len(evaluation.chunks[number]) for number in mine) * evaluation.pictures_per_row
@@ -198,12 +200,12 @@ def evaluate(
             progress(done, todo)
 
     start = time.monotonic()
-    with ThreadPoolExecutor(max_workers=1) as beside:  # it compresses and writes while the next pictures are made
+    with ThreadPoolExecutor(max_workers=1) as beside:  # a thread compresses and writes while the next pictures are made
         writing: Future[None] | None = None
         for number in mine:
             chunk = make_chunk(evaluation, number, tick)
             if writing is not None:
-                writing.result()  # an error ends the run here; and no more than one chunk waits
+                writing.result()  # raises an error of the thread, and lets no more than one chunk wait
             writing = beside.submit(store_chunk, evaluation, folder, number, chunk)
         if writing is not None:
             writing.result()
@@ -243,7 +245,7 @@ def make_chunk(evaluation: Evaluation, number: int, tick: Callable[[int], object
 
 
 def store_chunk(evaluation: Evaluation, folder: Path, number: int, made: Made) -> None:
-    """Store what `make_chunk` has made; its records come last, when all else is on disk."""
+    """Store the results of `make_chunk`. The records are written last, when all else is on disk."""
     records = made.records
     if evaluation.embedder is not None:
         records = store.write_embeddings(folder, number, records, made.vectors)
@@ -255,9 +257,9 @@ def store_chunk(evaluation: Evaluation, folder: Path, number: int, made: Made) -
 
 
 def sample(pipe: Pipeline, batch: Sequence[Task]) -> list[Tensor | str]:
-    """A picture uint8 (1, H, W, 3) for each task of one batch, or the reason why there is none.
+    """Return a picture uint8 (1, H, W, 3) for each task of one batch, or the reason why there is none.
 
-    Where memory runs out, or a task cannot be met, the halves of the batch are tried by themselves.
+    If memory runs out or a task fails, each half of the batch is tried by itself.
     """
     try:
         made = run(pipe, [task.request for task in batch], noise=[task.noise for task in batch])
@@ -269,7 +271,7 @@ def sample(pipe: Pipeline, batch: Sequence[Task]) -> list[Tensor | str]:
         pictures = torch.from_numpy(images.to_uint8(made)).split(1)
         finite = made.isfinite().flatten(1).all(dim=1).tolist()
         return [picture if ok else "not finite" for picture, ok in zip(pictures, finite, strict=True)]
-    # here, and not in the handler, which keeps the failed call's tensors alive
+    # here, because the handler keeps the tensors of the failed call alive
     if len(batch) == 1:
         return [reason]
     if reason == _GONE and torch.cuda.is_available():
@@ -285,7 +287,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """A record for each item, in their order, in values that JSON can hold."""
+    """Judge the pictures, and return a record for each item, in their order, in values that JSON can hold."""
     baseline = next(iter(evaluation.configurations))
     records = []
     for item in items:
@@ -307,7 +309,7 @@ def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dic
 
 
 def kept(keep: Keep, records: Sequence[Mapping[str, Any]]) -> list[Item]:
-    """The items whose pictures are to be kept."""
+    """Return the items whose pictures are kept."""
     made = [record for record in records if "failure" not in record]
     flagged = {
         (record["row"], record["image"])
@@ -323,7 +325,7 @@ def kept(keep: Keep, records: Sequence[Mapping[str, Any]]) -> list[Item]:
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Keep the selected rows beside the results, so that these can be read without the prompts' file."""
+    """Write the selected rows beside the results, so that results can be read without the file of the prompts."""
     path = folder / "rows.jsonl"
     if store.read_chunk(path, {}) is None:
         store.write_chunk(path, {}, [asdict(row) for row in rows])

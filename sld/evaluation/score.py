@@ -1,4 +1,4 @@
-"""Judging a finished run with one more classifier, from what it kept: no picture is made again."""
+"""Judging of a finished run by one more classifier, from kept pictures or embeddings. No picture is made again."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from sld.files import write_json
 def score(
     folder: Path, classifier: Classifier, ranks: Ranks, progress: Callable[[int, int], object] | None = None
 ) -> None:
-    """Add the verdicts of `classifier` to the run in `folder`; what a killed call has finished is kept.
+    """Add the verdicts of `classifier` to the run in `folder`. A call goes on where a killed one stopped.
 
     Args:
         folder: of the run.
-        classifier: judges kept embeddings, if these are all it needs, or else kept pictures.
+        classifier: judges kept embeddings if it can, else kept pictures.
         ranks: this process among those that share the work.
         progress: called after each chunk with the number of chunks that this process has judged and has to judge.
 
     Raises:
-        ValueError: there is no run, it was judged by a classifier of this name, or it has not kept what is needed.
+        ValueError: there is no run, a classifier of this name has judged it, or it has not kept what the classifier
+            needs.
     """
     about = store.read_protocol(folder)
     if classifier.name in about["classifiers"]:
-        raise ValueError(f"{folder} was made with the classifier {classifier.name!r}; another cut is another run")
+        raise ValueError(
+            f"{folder} was made with the classifier {classifier.name!r}; judge with another threshold in another run"
+        )
     embedded = isinstance(classifier, JudgesEmbeddings) and classifier.embedder.protocol == about["embedder"]
     if not embedded and about["keep"] != "all":
         raise ValueError(
@@ -45,7 +48,7 @@ def score(
         )
     protocol = json.loads(json.dumps(dict(classifier.protocol)))
     target = folder / "scores" / classifier.name
-    chunks = sorted((folder / "chunks").glob("*.jsonl")) if ranks.first else ()  # one looks for all
+    chunks = sorted((folder / "chunks").glob("*.jsonl")) if ranks.first else ()  # the first process looks, for all
     numbers = [int(path.stem) for path in chunks]
     run = store.digest(about)
     missing = ranks.gather([
@@ -66,7 +69,7 @@ def score(
         if progress is not None:
             progress(done + 1, len(mine))
     ranks.gather(None)
-    if ranks.first:  # last, so that half a scoring is never read as a whole one
+    if ranks.first:  # written last, so that an unfinished scoring is not read
         write_json(target / store.PROTOCOL, protocol)
 
 
@@ -84,7 +87,7 @@ def _from_embeddings(
 
 
 def _from_picture(folder: Path, record: Mapping[str, Any], classifier: Classifier) -> dict[str, Any]:
-    """The verdict on a kept picture, or why there is none."""
+    """Return the verdict on a kept picture, or the reason why there is none."""
     if "failure" in record:
         return {"failure": record["failure"]}
     path = picture_path(folder, record["configuration"], record["row"], record["image"])

@@ -1,4 +1,4 @@
-"""A run from its beginning to its end: locked, noted, spread over processes."""
+"""A run from start to end: with its lock, its record of sessions and its processes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def carry_out(
     progress: Callable[[int, int], object] | None = None,
     conclude: Callable[[Path], object] | None = None,
 ) -> None:
-    """Make what is missing of a run, with its folder held against other runs.
+    """Make the missing pictures of a run, with its folder locked against other runs.
 
     Args:
         evaluation: the run.
         folder: of its files, the same for all processes.
         ranks: this process among them.
-        command: that started the run, for its records.
+        command: the command line that started the run, for its record.
         progress: see `evaluate`.
-        conclude: called by the first process, while the folder is held, when it holds the whole run.
+        conclude: called by the first process when the run is complete, while the folder is locked.
 
     Raises:
         ValueError: `folder` holds another run, another run works there, or another process died.
         OSError: `folder` cannot be written.
     """
     with locked(folder) if ranks.first else nullcontext():
-        ranks.gather(None)  # nobody begins before the folder is ours
+        ranks.gather(None)  # no process begins before the folder is locked
         if ranks.first:
             log_session(folder, {"command": command, "began": int(time.time())})
         evaluate(evaluation, folder, ranks, progress)
@@ -52,10 +52,10 @@ def configurations(
     """Return the configurations of these names, in their order.
 
     Args:
-        common: what they do not say.
+        common: fields that they do not give.
         names: of presets, "negative", or of tables.
         tables: settings of configurations by name; see `configuration`.
-        guidance_scale: s_g of those that say none.
+        guidance_scale: s_g of those that give none.
 
     Raises:
         ValueError: a name or a field is unknown, or a value is out of range.

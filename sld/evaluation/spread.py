@@ -1,4 +1,4 @@
-"""The processes of a run that `torchrun` started; one process, if it did not."""
+"""The processes of a run that `torchrun` started; one process without `torchrun`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)  # a rank may have hours more to do; one that dies closes its connection at once
+_PATIENCE = timedelta(days=7)  # a process may need hours longer; one that dies closes its connection
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process is the one that prints and writes for all."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank; waits until all have come here.
+        """Return the values of all processes by rank. It waits for all of them.
 
         Raises:
             ValueError: another process died.
@@ -57,7 +57,7 @@ class Ranks:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The processes that `torchrun` started, connected by gloo, and by NCCL where there is CUDA."""
+    """Yield the processes that `torchrun` started, connected by gloo, and by NCCL if there is CUDA."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks()

@@ -1,10 +1,9 @@
-"""The files of a run: written whole or not at all, found damaged by their checksum, used by one run at a time.
+"""The files of a run. They are written whole or not at all, have checksums, and are locked while a run works.
 
-RUN/protocol.json            everything that decides a result
-RUN/chunks/000007.jsonl      records of the chunk's pictures
-RUN/scores/NAME/000007.jsonl verdicts of a classifier that was added later
-RUN/embeddings/000007.safetensors, RUN/images/CONFIGURATION/ROW-IMAGE.png   where kept
-RUN/sessions.jsonl           when, where and how fast the run went on
+RUN/protocol.json            everything that decides a result RUN/chunks/000007.jsonl      records of the chunk's
+pictures RUN/scores/NAME/000007.jsonl verdicts of a classifier that was added later RUN/embeddings/000007.safetensors,
+RUN/images/CONFIGURATION/ROW-IMAGE.png   where kept RUN/sessions.jsonl           when, where and how fast the run went
+on
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ PROTOCOL = "protocol.json"
 
 
 def chunk_path(folder: Path, number: int) -> Path:
-    """The file of a chunk, in the folder of a run's chunks or of a classifier's scores."""
+    """Return the path of a chunk's file, in the folder of a run's chunks or of a classifier's scores."""
     return folder / f"{number:06d}.jsonl"
 
 
 def digest(value: Any) -> str:
-    """sha256 of a value that JSON can hold; the order of keys counts."""
+    """Return the SHA-256 of a value that JSON can hold. The order of keys counts."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
 
 def write_chunk(path: Path, header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records, one a line, under a header; the first line is the sha256 of all others."""
+    """Write records, one per line, under a header. The first line is the SHA-256 of all others."""
     lines = [json.dumps(line, allow_nan=False, ensure_ascii=False) for line in (header, *records)]
     body = "".join(line + "\n" for line in lines).encode()
     write_whole(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def read_chunk(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Records of a chunk with this header, or None if it is absent, cut off, edited or another run's."""
+    """Read the records of a chunk with this header; None if the file is missing, damaged or of another run."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -62,14 +61,14 @@ def read_chunk(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]] | 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against other runs. The system releases it when the process ends, also when it is killed.
+    """Lock a run's folder against other runs. The system unlocks it when the process ends, also when it is killed.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: another run has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
-    # a file of its own: whoever asks for the lock may empty the lock's file
+    # another file, because a process that asks for the lock may empty the lock's file
     holder = folder / ".holder"
     try:
         lock.acquire(timeout=0)
@@ -87,10 +86,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
-    """Note the protocol of a new run, or make sure that it is still that of the run in `folder`.
+    """Write the protocol of a new run, or compare it with that of the run in `folder`.
 
     Raises:
-        ValueError: it is not; the message says what differs.
+            ValueError: the protocols differ; the message lists the differences.
     """
     path = folder / PROTOCOL
     if not path.exists():
@@ -113,7 +112,7 @@ def agree(folder: Path, protocol: Mapping[str, Any]) -> None:
 
 
 def read_protocol(folder: Path) -> dict[str, Any]:
-    """The protocol of the run in `folder`.
+    """Read the protocol of the run in `folder`.
 
     Raises:
         ValueError: there is no run, or its protocol is no JSON.
@@ -131,7 +130,7 @@ _ABSENT = object()
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of what differs between two JSON values, with both values; order of keys counts too."""
+    """Return the differences of two JSON values: dotted names with both values. The order of keys counts."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*before, *now)):
             inner = f"{name}.{key}" if name else key
@@ -150,7 +149,7 @@ def _short(value: Any) -> str:
 
 
 def log_session(folder: Path, session: Mapping[str, Any]) -> None:
-    """Add a line to the list of sessions."""
+    """Append a line to the record of sessions."""
     with (folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(session) + "\n")
 
@@ -158,7 +157,7 @@ def log_session(folder: Path, session: Mapping[str, Any]) -> None:
 def write_embeddings(
     folder: Path, number: int, records: Sequence[Mapping[str, Any]], vectors: Mapping[Any, Tensor]
 ) -> list[dict[str, Any]]:
-    """Keep the vectors (d,) of a chunk's pictures, by (configuration, row, image).
+    """Write the vectors (d,) of a chunk's pictures, by (configuration, row, image).
 
     Returns:
         The records, each with the checksum of its vector.
@@ -175,7 +174,7 @@ def write_embeddings(
 
 
 def read_embeddings(folder: Path, number: int, records: Sequence[Mapping[str, Any]]) -> list[Tensor | None] | None:
-    """The vector (d,) of each record, None for those without; None altogether if the file is absent or damaged."""
+    """Read the vector (d,) of each record, None for a record without; None if the file is missing or damaged."""
     try:
         stacked = iter(load(_embeddings_path(folder, number).read_bytes())["embeddings"])
         vectors = [next(stacked) if "embedding" in record else None for record in records]
@@ -195,22 +194,22 @@ def _checksum(vector: Tensor) -> str:
 
 
 def scores_header(folder: Path, protocol: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the header of a file of later verdicts: the classifier, and the checksum of the chunk that it judged."""
+    """Return the header of a file of later verdicts: the classifier, and the checksum of the judged chunk."""
     with chunk_path(folder / "chunks", number).open(encoding="ascii", errors="replace") as file:
         checksum = file.readline().strip()
     return {"classifier": digest(protocol), "of": checksum}
 
 
 def added_classifiers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Protocols of the classifiers that have judged the whole run afterwards, by name."""
+    """Return the protocols of the classifiers that have judged the whole run later, by name."""
     paths = sorted((folder / "scores").glob(f"*/{PROTOCOL}"))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """Return what `log_session` has noted, one entry for each time that the run went on."""
+    """Return the record of sessions: an entry for each time that the run was started."""
     path = folder / "sessions.jsonl"
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may have left half a line
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may leave half a line
     return [json.loads(line) for line in whole.splitlines()]

@@ -1,4 +1,4 @@
-"""What is told of a run in a few lines of text: what it costs, what it found, how far pictures are from others."""
+"""Summaries in a few lines of text: the cost of a run, its unsafe shares, and distances of collections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sld.evaluation.store import sessions
 
 
 def cost(evaluation: Evaluation, folder: Path) -> str:
-    """Return what a run costs, in pictures, rows of the network and, where that is known, time."""
+    """Return the cost of a run in pictures, rows of the network and, if known, time."""
     timed = [session for session in sessions(folder) if session.get("pictures")]
     speed = timed[-1]["pictures"] / timed[-1]["seconds"] if timed else None
     rows = evaluation.network_rows
@@ -26,7 +26,7 @@ def cost(evaluation: Evaluation, folder: Path) -> str:
 
 
 def shares(results: Results) -> str:
-    """Return the share of unsafe pictures in percent with its 95 % interval: a line for each category, one for all."""
+    """Return unsafe shares in percent with 95 % intervals: a line for each category and one for all."""
     names = results.configurations
     failed = sum(record.failure is not None for record in results.records)
     lines = [f"{len(results.records)} pictures, {failed} without a verdict"]
@@ -45,7 +45,7 @@ def shares(results: Results) -> str:
 
 
 def distances(found: Mapping[str, Any]) -> str:
-    """Return what `fidelity` has found: a line for each collection, and the protocol under them."""
+    """Return the results of `fidelity`: a line for each collection, then the protocol."""
     columns = {
         "fid": ("FID", lambda c: f"{c['fid']:.4f}"),
         "kid": ("KID x 1000", lambda c: f"{1000 * c['kid']:.4f} ± {1000 * c['kid_deviation']:.4f}"),

@@ -1,7 +1,7 @@
-"""Tables of text, and how they are written: as LaTeX, Markdown, CSV and columns for a terminal.
+"""Tables of text, written as LaTeX, Markdown, CSV or columns for a terminal.
 
-Texts in tables come from prompt sets, sweeps and users' names. So each way of writing makes every text harmless: it
-cannot end a cell or a row, run as a formula or break the file. HTML is written by the report's template.
+Texts in tables come from prompt sets, sweeps and users' names. So every format escapes them: a text cannot end a cell
+or a row, run as a formula or break the file. HTML is written by the report's template.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sld.printable import one_line
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, and what is added in small print."""
+    """A cell of a table: its text, and an addition in small print."""
 
     text: str
     small: str = ""
@@ -59,7 +59,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "“": "``",
     "”": "''",
     "\N{NARROW NO-BREAK SPACE}": r"\,",
-    # at the start of a row LaTeX would take these for arguments of the line break before it
+    # at the start of a row LaTeX would read these as arguments of the line break before it
     "[": "{[}",
     "*": "{*}",
 }
@@ -103,7 +103,7 @@ def _latex_cell(cell: Cell) -> str:
 # ----------------------------------------------------------------------------------------------------------- Markdown
 
 _MARKDOWN = re.compile(r"[\\`*|\[\]~]|<(?=[A-Za-z/!?])|&(?=#|\w+;)|(?<!\w)_|_(?!\w)")
-"""Characters that mean something in Markdown where they stand."""
+"""Pattern of characters with a meaning in Markdown."""
 
 
 def escape_markdown(text: str) -> str:
@@ -112,7 +112,7 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Return a table in Markdown; small print follows in parentheses."""
+    """Return a table in Markdown, with small print in parentheses."""
 
     def row(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |"
@@ -133,7 +133,7 @@ def _joined(cell: Cell) -> str:
 
 
 def plain_text(table: Table) -> str:
-    """Return a table for a terminal, in columns; small print follows in parentheses."""
+    """Return a table in columns for a terminal, with small print in parentheses."""
     cells = [[one_line(text) for text in row] for row in (table.header, *(map(_joined, row) for row in table.rows))]
     widths = [max(len(row[k]) for row in cells) for k in range(len(table.header))]
     aligned = [
@@ -146,14 +146,14 @@ def plain_text(table: Table) -> str:
 # ---------------------------------------------------------------------------------------------------------------- CSV
 
 _FORMULA = ("=", "+", "-", "@")
-"""How texts begin that spreadsheets run as formulas."""
+"""Beginnings of texts that spreadsheets run as formulas."""
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
     """Return rows as CSV with a header.
 
     None is an empty field, a number has all its digits, and a text is on one line. A text that a spreadsheet would run
-    as a formula has an apostrophe before it, by which spreadsheets know a text.
+    as a formula gets an apostrophe before it, which marks a text in spreadsheets.
 
     Args:
         rows: values by field; a field that a row lacks is empty.

@@ -1,4 +1,4 @@
-"""Figures of `sld explain` and `sld conflicts`, on white, with a label at everything that is drawn."""
+"""Figures of `sld explain` and `sld conflicts`, on a white page, with a label at each line, map and axis."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WIDTH, BETWEEN, BELOW = 9.6, 0.6, 0.5
 """Inches: width of the figure, space between film strips and panels, space below the panels."""
 
 LEFT, RIGHT = 0.08, 0.98
-"""Where the panels begin and end, as parts of the width."""
+"""Left and right edge of the panels, as fractions of the width."""
 
 CONCEPTS = (ORANGE, BLUE, GREEN, COLOURS[5], COLOURS[7], COLOURS[1], COLOURS[2])
 """Colours of concepts, the same in all panels."""
 
 LINE = 0.06
-"""Height of a line of small text as a part of the height of a panel of `conflicts`."""
+"""Height of a line of small text, as a fraction of the height of a panel of `conflicts`."""
 
 SETTINGS = {
     **LOOK,
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 def require_format(path: Path) -> None:
-    """Refuse a file name before the first evaluation if no figure can be written under it.
+    """Refuse a file name whose ending names no format of figures, before a run begins.
 
     Raises:
         ValueError: the file name ends in none of FORMATS.
@@ -166,7 +166,7 @@ def _bracket(figure: Figure, left: Axes, right: Axes, words: str, shade: str) ->
 
 
 def _maps(figure: Figure, row: Sequence[Axes], e: Explanation) -> None:
-    """Draw |gamma| over the pictures, on one scale. What the warm-up holds back is drawn too, and named so."""
+    """Draw |gamma| over the pictures, on one scale. Gamma of the warm-up is drawn too, with a label that says so."""
     trace = e.guided.trace
     would = trace.measures.would_map[:, 0].numpy()
     most = _most(would[list(e.shown)])
@@ -192,19 +192,19 @@ _PLATE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "a
 
 
 def _most(values: np.ndarray) -> float:
-    """Return the end of a scale, above 99 % of the values."""
+    """Return the upper end of a scale, above 99 % of the values."""
     return max(float(np.nanquantile(values, 0.99)), 1e-12)
 
 
 def _overall_driver(trace: Trace) -> np.ndarray:
-    """Return for each place the concept that drives most of what acts there in all evaluations, (h, w)."""
+    """Return the index of the concept that acts most at each position over all evaluations, (h, w)."""
     acts, who = trace.measures.applied_map[:, 0].numpy(), trace.measures.driver[:, 0].numpy()
     by_concept = np.stack([(acts * (who == k)).sum(0) for k in range(len(trace.concepts))])
     return by_concept.argmax(0)
 
 
 def _overlay(axes: Axes, picture: np.ndarray, share: np.ndarray, who: np.ndarray) -> None:
-    """Draw a picture in pale grey, and over it the strength of guidance in the colour of the concept that drives it."""
+    """Draw a picture in pale grey, and over it the strength of guidance in the colour of the strongest concept."""
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
     axes.imshow(1 - 0.55 * (1 - grey))
     colours = np.array([to_rgb(c) for c in CONCEPTS])[np.maximum(who, 0) % len(CONCEPTS)]
@@ -314,7 +314,7 @@ def _gaps(axes: Axes, e: Explanation) -> None:
 
 
 def _threshold(axes: Axes, e: Explanation) -> None:
-    """Draw lambda as a line; if it lies outside of the plot, write on which side."""
+    """Draw lambda as a line. If it lies outside the plot, write on which side."""
     if e.plain is None:
         return
     low, high = axes.get_ylim()
@@ -387,7 +387,7 @@ def conflicts(trace: Trace, prompt: str) -> Figure:
     pairs.sort(key=lambda pair: by_time[:, pair[0], pair[1]].mean())
     for j, k in pairs:
         between.plot(by_time[:, j, k], color=NEUTRAL, alpha=0.6, linewidth=1)
-    extremes = dict.fromkeys([pairs[0], pairs[-1]])  # the two least alike and the two most alike
+    extremes = dict.fromkeys([pairs[0], pairs[-1]])  # the pair least alike, the pair most alike
     named = list(zip(extremes, (ORANGE, BLUE), strict=False))
     for (j, k), shade in named:
         between.plot(by_time[:, j, k], color=shade)
@@ -408,7 +408,7 @@ def _matrix(axes: Axes, mean: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _label_ends(axes: Axes, lines: Sequence[tuple[str, np.ndarray, str]]) -> None:
-    """Write the name of each line beside its right end; a line is its name, its values (s,) and its colour."""
+    """Write the name of each line beside its right end. A line is its name, its values (s,) and its colour."""
     label_right_edge(axes, [(_narrow(name), float(values[-1]), shade) for name, values, shade in lines], 8, LINE)
 
 

@@ -1,4 +1,4 @@
-"""The runs behind an explanation: traced, with the picture that each evaluation was heading for."""
+"""The traced runs of an explanation, with the picture that each evaluation predicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidan
 from sld.guidance.trace import Trace, Traced
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import Process, Sampler, make_sampler
+from sld.samplers import Process, Sampler
 from sld.samplers.process import from_eps
 from sld.state import SampleState
 from sld.step import Space
@@ -24,11 +24,11 @@ from sld.step import Space
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A traced run and what it was heading for.
+    """A traced run with the pictures that its evaluations predict.
 
     Attributes:
-        heading: uint8 (n, H, W, 3), the x0 predictions of the evaluations that were asked for, decoded.
-        picture: uint8 (H, W, 3), what it made.
+        heading: uint8 (n, H, W, 3), the decoded x0 predictions of the chosen evaluations.
+        picture: uint8 (H, W, 3), the result of the run.
         trace: of one image.
     """
 
@@ -39,15 +39,14 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """All that the figure shows.
+    """The data of the figure of `sld explain`.
 
     Attributes:
-        request: the picture.
-        evaluations: of the network, in each run.
-        shown: the evaluations of the film strips, rising.
-        warmup: evaluations before guidance acts; it never does where these are all.
-        plain: the run without safety guidance; None where the other one has none either.
-        guided: the run as asked for.
+        request: the picture. evaluations: of the network, in each run.
+        shown: indices of the evaluations in the film strips, rising.
+        warmup: number of evaluations before guidance acts. If these are all evaluations, it never acts.
+        plain: the run without safety guidance; None if the request has no safety guidance.
+        guided: the run of the request.
     """
 
     request: Request
@@ -59,7 +58,7 @@ class Explanation:
 
 
 def x0_predicted(process: Process, guided: Tensor, x: Tensor, t: Tensor, space: Space) -> Tensor:
-    """The clean latents (b, c, h, w) that a guided prediction (b, c, h, w) at latents x and timestep t stands for."""
+    """Return the x0 (b, c, h, w) that a guided prediction (b, c, h, w) at latents x and timestep t predicts."""
     a = process.level(t)
     return (from_eps(guided, x, a) if space == "eps" else process.estimate(guided, x, a)).x0
 
@@ -71,18 +70,18 @@ def explain(
 
     Args:
         pipe: the model.
-        request: the picture; its seed is that of both runs. Where it has a rule of its own, its `guidance` has to be of
-            the same strength: scale, threshold and warm-up are taken from there.
-        strip: pictures in a film strip, at most.
+        request: the picture; both runs have its seed. If it has another rule, its `guidance` must have the same
+            strength, because scale, threshold and warm-up are read from there.
+        strip: largest number of pictures in a film strip.
         progress: called with 1 after each network evaluation.
 
     Raises:
-        ValueError: the request cannot be met.
+        ValueError: the request cannot be sampled.
     """
-    sampler = _sampler(pipe, request)
+    sampler = request.make_sampler(pipe.schedule)
     n = len(sampler.timesteps)
     shown = tuple(dict.fromkeys(round(float(i)) for i in np.linspace(0, n - 1, strip)))
-    # with a scale of 0 SLD is plain guidance that still sees the concept
+    # at a safety scale of 0, SLD is classifier-free guidance that still has the prediction of the concept
     rule = guidance_of([request]) if request.guarded else SafeLatentGuidance(request.guidance)
     plain = guidance_of([request.without_safety()])
     return Explanation(
@@ -102,26 +101,26 @@ def conflicts(
     seeds: Sequence[int],
     progress: Callable[[int], object] | None = None,
 ) -> Trace:
-    """How the directions of several concepts lie to one another and to the text's, along runs without guidance by them.
+    """Trace the directions of several concepts and of the text in runs without guidance by these concepts.
 
     Args:
         pipe: the model.
         request: prompt, sampler and size; its concept and seed are not used.
-        concepts: their texts.
-        seeds: one image for each.
+        concepts: texts of the concepts.
+        seeds: one for each image.
         progress: called with 1 after each network evaluation.
 
     Returns:
-        The trace; what was asked for is its `conflict`.
+        The trace. Its `conflict` has the cosines between the directions.
     """
-    sampler = _sampler(pipe, request)
-    # of weight 0, so that they are predicted and change nothing
+    sampler = request.make_sampler(pipe.schedule)
+    # with weight 0, so that the concepts are predicted and change nothing
     silent = tuple(Concept(text=text, weight=0.0) for text in concepts)
     rule = SafeLatentConcepts(silent, guidance_scale=request.guidance.guidance_scale)
     traced = Traced(rule, len(sampler.timesteps))
     states = _states(pipe, request, sampler, traced, seeds)
     last = next(states)
-    for last in states:  # noqa: B007 (the last one is wanted)
+    for last in states:  # noqa: B007 (the last state is used)
         if progress is not None:
             progress(1)
     return traced.taken(last.guidance)  # type: ignore[arg-type]
@@ -149,10 +148,6 @@ def _run(
         last = state
     made = images.to_uint8(pipe.decode(torch.cat([*heading, last.x])))
     return Run(made[:-1], made[-1], traced.taken(last.guidance, {"safety": request.concept}))  # type: ignore[arg-type]
-
-
-def _sampler(pipe: Pipeline, request: Request) -> Sampler:
-    return make_sampler(request.sampler, pipe.schedule, request.steps, request.spacing, request.eta)
 
 
 def _states(

@@ -51,10 +51,10 @@ def warmup_inclusive(eps: Predictions, momentum: Tensor, i: Tensor | int, p: SLD
 
 
 def official_applies(config: SLDConfig) -> bool:
-    """Whether the official repository applies SLD with this configuration; here it is applied at every scale."""
+    """Return whether the official repository applies SLD with this configuration; here it is applied at every scale."""
     return config.safety_scale >= 1
 
 
 def diffusers_applies(config: SLDConfig) -> bool:
-    """Whether diffusers applies SLD with this configuration; here it is applied at every scale."""
+    """Return whether diffusers applies SLD with this configuration; here it is applied at every scale."""
     return config.safety_scale > 1 and config.guidance_scale > 1

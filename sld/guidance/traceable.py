@@ -1,4 +1,4 @@
-"""What a trace asks of a rule beside its predictions."""
+"""The interface of rules that can be traced."""
 
 from __future__ import annotations
 

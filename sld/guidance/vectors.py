@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 TINY = 1e-30
-"""The least length, or square of a length, that is divided by. It keeps a vector of zeros from making NaN."""
+"""Least divisor for lengths and their squares, so that a vector of zeros makes no NaN."""
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of a and b (b, c, h, w) for every image, (b, 1, 1, 1)."""
+    """Return the inner product (b, 1, 1, 1) of a and b (b, c, h, w) for every image."""
     return (a * b).sum(dim=(1, 2, 3), keepdim=True)
 
 
 def component(a: Tensor, b: Tensor) -> Tensor:
-    """Component of a along b, both (b, c, h, w), image by image; zero where b is zero."""
+    """Return the component of a along b, both (b, c, h, w), image by image; zero where b is zero."""
     return b * (dot(a, b) / dot(b, b).clamp(min=TINY))
 
 

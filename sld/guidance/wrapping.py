@@ -1,4 +1,4 @@
-"""What rules around another rule share."""
+"""The base class of rules around another rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline needs of a network: latents, timesteps and a condition in, a prediction out."""
+"""The interface of a network in a pipeline: it predicts from latents, timesteps and a condition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Cond:
-    """What the network is told about each of r rows, beside latents and timesteps.
+    """The condition of r rows: encoded texts, and further inputs beside latents and timesteps.
 
     `cond[k]`, `cond[2:4]` and `cond[[0, 0, 1]]` are conditions of those rows, and `len(cond)` is r.
 
@@ -26,30 +26,30 @@ class Cond:
         return len(self.tokens)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Cond:
-        """The condition of some rows, in the order asked for; a single number gives a condition of one row."""
+        """Return the condition of some rows, in the given order. A single number gives a condition of one row."""
         rows = [rows] if isinstance(rows, int) else rows
         return Cond(self.tokens[rows])
 
     @classmethod
     def cat(cls, conds: Sequence[Cond]) -> Cond:
-        """The rows of several conditions, one after another."""
+        """Return the rows of several conditions, one after another."""
         return cls(torch.cat([cond.tokens for cond in conds]))
 
 
 class Denoiser(Protocol):
-    """A network that predicts, from noisy latents, their noise or what else a noise process can turn into it.
+    """A network that predicts the noise in latents, or a quantity from which a noise process computes it.
 
     `sld.models.unet.UNet` is one. Any object with these members can take its place in a pipeline.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and so the latents."""
+        """Device of the network and of the latents."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in; predictions are handed back in the dtype of the latents."""
+        """Dtype of the network's computation. Predictions have the dtype of the latents."""
         ...
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:

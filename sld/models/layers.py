@@ -1,6 +1,7 @@
 """The blocks that the UNet and the autoencoder are made of.
 
-Shapes use b rows, c channels, h and w places, l tokens, d features.
+Shapes use b rows, c channels, h and w places, l tokens, d features. A sum has its terms in the reference's order: the
+first decides how the result lies in memory, and so which kernels compute what follows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def module_list(modules: Iterable[M] = ()) -> list[M]:
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features of timesteps (n,) as (n, width): cosines first, periods from 2 pi to 20,000 pi."""
+    """Return sinusoidal features of timesteps (n,) as (n, width): cosines first, periods from 2 pi to 20,000 pi."""
     half = width // 2
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     phase = t.float()[:, None] * frequency
@@ -49,12 +50,12 @@ class ResBlock(nn.Module):
         self.shortcut = None if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (b, c, h, w) with the activated features of its timesteps (b, d); None for a block without time."""
+        """Return the output for x (b, c, h, w) and activated time features (b, d); None for a block without time."""
         h = self.conv_in(F.silu(self.norm_in(x)))
         if self.time is not None:
             h = h + self.time(time)[:, :, None, None]
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
 class Attention(nn.Module):
@@ -76,21 +77,21 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """Attend from x (b, l, d) to a sequence (b, m, s)."""
+        """Return the attention (b, l, d) of x (b, l, d) to a sequence (b, m, s)."""
         q, k, v = self.split(self.q(x)), self.split(self.k(source)), self.split(self.v(source))
         return self.out(self.join(F.scaled_dot_product_attention(q, k, v)))
 
     def split(self, x: Tensor) -> Tensor:
-        """The heads of projected tokens (b, l, d), as (b, heads, l, d / heads)."""
+        """Split projected tokens (b, l, d) into heads (b, heads, l, d / heads)."""
         return rearrange(x, "b l (n d) -> b n l d", n=self.heads)
 
     def join(self, x: Tensor) -> Tensor:
-        """Inverse of `split`."""
+        """Join heads (b, heads, l, d / heads) to tokens (b, l, d)."""
         return rearrange(x, "b n l d -> b l (n d)")
 
 
 class FeedForward(nn.Module):
-    """GEGLU: a linear layer to twice four times the width, one half gating the other, and back."""
+    """GEGLU feed-forward: a linear layer to eight times the width, half of which gates the other, and a layer back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,11 +116,11 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (b, l, d) under the tokens (b, m, context) of a text."""
+        """Return (b, l, d) for x (b, l, d) and the tokens (b, m, context) of a text."""
         h = self.norm_attn(x)
-        x = x + self.attn(h, h)
-        x = x + self.cross(self.norm_cross(x), tokens)
-        return x + self.ff(self.norm_ff(x))
+        x = self.attn(h, h) + x
+        x = self.cross(self.norm_cross(x), tokens) + x
+        return self.ff(self.norm_ff(x)) + x
 
 
 class SpatialTransformer(nn.Module):
@@ -144,14 +145,14 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (b, c, h, w) under the tokens (b, m, context) of a text."""
+        """Return (b, c, h, w) for x (b, c, h, w) and the tokens (b, m, context) of a text."""
         h = self.norm(x)
         h = self.proj_in(_to_tokens(h)) if self.linear else _to_tokens(self.proj_in(h))
         for block in self.blocks:
             h = block(h, tokens)
         height = x.shape[2]
         h = _to_places(self.proj_out(h), height) if self.linear else self.proj_out(_to_places(h, height))
-        return x + h
+        return h + x
 
 
 def _to_tokens(x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 
 def _to_places(x: Tensor, height: int) -> Tensor:
-    return rearrange(x, "b (h w) c -> b c h w", h=height)
+    return rearrange(x, "b (h w) c -> b c h w", h=height).contiguous()
 
 
 class Upsample(nn.Module):
@@ -170,7 +171,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """x (b, c, h, w) enlarged to `size`, which is twice (h, w) or, where halving rounded up, one less."""
+        """Return x (b, c, h, w) enlarged to `size`: twice (h, w), or one less where the halving rounded up."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 

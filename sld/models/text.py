@@ -1,4 +1,4 @@
-"""Text to features: a CLIP tokenizer and text transformer from `transformers`, read as Stable Diffusion reads them."""
+"""CLIP's tokenizer and text transformer from `transformers`, used as in Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class TextEncoder(nn.Module):
                 pad_token_id=config.vocabulary - 1 if config.pad is None else config.pad,
             )
         )
-        # a plain range, not in any checkpoint: made here so that a model built on the meta device has it too
+        # a plain range, which no checkpoint has; made here, because the meta device keeps no values
         positions = torch.arange(config.tokens, device="cpu")[None]
         self.clip.embeddings.register_buffer("position_ids", positions, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Features (n, l, d) of token ids (n, l)."""
+        """Return features (n, l, d) of token ids (n, l)."""
         return self.clip(input_ids=ids).last_hidden_state
 
 
 class Tokenizer:
-    """Prompts to token ids of fixed length: start, text, end, padding.
+    """A tokenizer that makes token ids of fixed length: start, text, end, padding.
 
     A text that is too long loses its last words and keeps the end token, as in diffusers.
     """
@@ -72,7 +72,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path | None, config: TextConfig) -> Tokenizer:
-        """From a folder with vocab.json and merges.txt; None takes CLIP's from the hub or its cache.
+        """Load from a folder with vocab.json and merges.txt; None takes CLIP's from the hub or its cache.
 
         Raises:
             ValueError: nothing usable is there; says how to get a tokenizer.
@@ -88,11 +88,11 @@ class Tokenizer:
             ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (n, tokens), int64."""
+        """Return token ids (n, tokens), int64."""
         return torch.tensor([self._row(self._ids(text)) for text in texts], dtype=torch.int64)
 
     def cut(self, text: str) -> str:
-        """The end of `text` that does not fit and is left out; empty if all of it fits."""
+        """Return the end of `text` that does not fit and is cut; empty if all of it fits."""
         return str(self.clip.decode(self._ids(text)[self.config.tokens - 2 :])).strip()
 
     def _ids(self, text: str) -> list[int]:

@@ -26,7 +26,7 @@ class Mid(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts eps or v from noisy latents, their timesteps and texts; a `Denoiser`."""
+    """The UNet, which predicts eps or v from noisy latents, timesteps and texts; a `Denoiser`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class UNet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.conv_in.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in; predictions are handed back in the dtype of the latents."""
+        """Dtype of the computation. Predictions have the dtype of the latents."""
         return self.conv_in.weight.dtype
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -121,6 +121,6 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)
 
     def time(self, t: Tensor) -> Tensor:
-        """Activated features (r, d) of timesteps (r,), as the ResBlocks take them."""
+        """Return activated features (r, d) of timesteps (r,), the input of the ResBlocks."""
         features = timestep_embedding(t, self.config.channels[0]).to(self.dtype)
         return F.silu(self.time_out(F.silu(self.time_in(features))))

@@ -14,7 +14,7 @@ _EPS = 1e-6
 
 
 class Mid(nn.Module):
-    """The coarsest resolution: single-head attention over all places between two ResBlocks."""
+    """The coarsest resolution: single-head attention over all positions between two ResBlocks."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -26,11 +26,12 @@ class Mid(nn.Module):
         x = self.res[0](x)
         h = rearrange(self.norm(x), "b c h w -> b (h w) c")
         h = self.attn(h, h)
-        return self.res[1](x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+        # reshaped as in the reference: where the elements of a single picture lie decides which kernels follow
+        return self.res[1](h.mT.reshape(x.shape) + x)
 
 
 class Encoder(nn.Module):
-    """Picture (b, 3, H, W) to the mean and log variance of its latent, (b, 2 c, h, w)."""
+    """The encoder: from pictures (b, 3, H, W) to mean and log variance of their latents, (b, 2 c, h, w)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (b, c, h, w) to picture (b, 3, H, W)."""
+    """The decoder: from latents (b, c, h, w) to pictures (b, 3, H, W)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -100,11 +101,11 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in; results are handed back in the caller's dtype."""
+        """Dtype of the computation. Results have the caller's dtype."""
         return self.decoder.conv_in.weight.dtype
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (b, c, h, w) at the scale of the diffusion model, of pictures (b, 3, H, W) in [-1, 1].
+        """Return latents (b, c, h, w) at the scale of the diffusion model, of pictures (b, 3, H, W) in [-1, 1].
 
         Args:
             images: H and W multiples of `config.factor`.
@@ -115,10 +116,10 @@ class VAE(nn.Module):
         return z * self.config.scaling
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, each (b, c, h, w), of the unscaled latents of pictures (b, 3, H, W) in [-1, 1]."""
+        """Return mean and log variance (b, c, h, w) of the unscaled latents of pictures (b, 3, H, W) in [-1, 1]."""
         mean, log_variance = self.encoder(images.to(self.dtype)).to(images.dtype).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w) as the diffusion model makes them."""
+        """Return pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w) of the diffusion model."""
         return self.decoder((x / self.config.scaling).to(self.dtype)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What every sampler is: frozen tables of coefficients, and a step that is a pure function of tensors."""
+"""The interface of samplers: frozen tables of coefficients, and a step that is a pure function of tensors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class NoHistory(NamedTuple):
 
 
 def map_columns(table: Table, f: Callable[[Tensor], Tensor]) -> Table:
-    """The table with f applied to every column; a column is a tensor, or a table in turn."""
+    """Return the table with f applied to every column. A column is a tensor or a table."""
     return table._make(f(column) if isinstance(column, Tensor) else map_columns(column, f) for column in table)
 
 
 @dataclass(frozen=True, eq=False)
 class Sampler(ABC, Generic[Table, State]):
-    """How x moves from noise to data, given what a network sees in it.
+    """A sampler, which moves x from noise to data by the estimates of a network.
 
     A sampler knows no network and no guidance. Everything that changes during a run is handed in and handed back, and
     no image of a batch sees another. In every sampler x has unit variance at every timestep: it begins as plain normal
@@ -49,7 +49,7 @@ class Sampler(ABC, Generic[Table, State]):
     @classmethod
     @abstractmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Self:
-        """The sampler that visits these timesteps.
+        """Return the sampler that visits these timesteps.
 
         Args:
             schedule: the model's.
@@ -61,7 +61,7 @@ class Sampler(ABC, Generic[Table, State]):
 
     @classmethod
     def grid(cls, schedule: Schedule, steps: int, spacing: str) -> tuple[float, ...]:
-        """The timesteps of a run of `steps` steps.
+        """Return the timesteps of a run of `steps` steps.
 
         Args:
             schedule: the model's.
@@ -75,25 +75,25 @@ class Sampler(ABC, Generic[Table, State]):
 
     @classmethod
     def leading(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
-        """The sampler on `steps` leading timesteps; `settings` go to `at`."""
+        """Return the sampler on `steps` leading timesteps; `settings` go to `at`."""
         return cls.at(schedule, cls.grid(schedule, steps, "leading"), **settings)
 
     @classmethod
     def trailing(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
-        """The sampler on `steps` trailing timesteps; `settings` go to `at`."""
+        """Return the sampler on `steps` trailing timesteps; `settings` go to `at`."""
         return cls.at(schedule, cls.grid(schedule, steps, "trailing"), **settings)
 
     @classmethod
     def linspace(cls, schedule: Schedule, steps: int, **settings: Any) -> Self:
-        """The sampler on `steps` timesteps from T - 1 to 0, fractional; `settings` go to `at`."""
+        """Return the sampler on `steps` timesteps from T - 1 to 0, fractional; `settings` go to `at`."""
         return cls.at(schedule, cls.grid(schedule, steps, "linspace"), **settings)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same sampler with its table on `device`."""
+        """Return the same sampler with its table on `device`."""
         return replace(self, table=map_columns(self.table, lambda column: column.to(device)))
 
     def row(self, i: Tensor | int) -> Table:
-        """The coefficients of evaluation i, 0-d each."""
+        """Return the coefficients of evaluation i, 0-d each."""
         # not column[i]: a 0-d index is read as a number, for which the host waits
         return map_columns(
             self.table, lambda column: column.gather(0, torch.as_tensor(i, device=column.device).reshape(1)).squeeze()
@@ -101,13 +101,13 @@ class Sampler(ABC, Generic[Table, State]):
 
     @abstractmethod
     def init(self, x: Tensor) -> State:
-        """The state before the first evaluation, for latents x (b, c, h, w) and in their dtype and place."""
+        """Return the state before the first evaluation of latents x (b, c, h, w), with their dtype and device."""
 
     @abstractmethod
     def step(
         self, i: Tensor | int, x: Tensor, estimate: Estimate, state: State, noise: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """x at the next timestep, after the last one clean latents, and the next state.
+        """Return x at the next timestep, or clean latents after the last one, and the next state.
 
         Args:
             i: index of this network evaluation, from 0; as a 0-d int64 tensor it costs a compiled step no new graph.

@@ -23,14 +23,14 @@ class Moves(NamedTuple):
 
     @classmethod
     def along(cls, alpha_bar: Tensor, eta: float) -> Moves:
-        """The moves along a path (n + 1,) of rising alpha_bar; eta is 0 for DDIM and 1 for DDPM."""
+        """Return the moves along a path (n + 1,) of rising alpha_bar; eta is 0 for DDIM and 1 for DDPM."""
         a, b = alpha_bar[:-1], alpha_bar[1:]
         sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5  # Eq. 16
         return cls(Level(b**0.5, (1 - b - sigma**2) ** 0.5), sigma)
 
 
 def move(estimate: Estimate, row: Moves, noise: Tensor | None) -> Tensor:
-    """One first-order step of a stochastic sampler; arguments as for `Sampler.step`.
+    """Return x after a first-order step of a stochastic sampler. Arguments are those of `Sampler.step`.
 
     Raises:
         ValueError: there is no noise.
@@ -53,7 +53,7 @@ class DDIM(Sampler[Moves, NoHistory]):
 
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float], eta: float = 0.0) -> DDIM:
-        """The sampler that visits these timesteps, falling, in [0, T - 1].
+        """Return the sampler that visits these timesteps, falling, in [0, T - 1].
 
         Raises:
             ValueError: the timesteps are no such grid, or eta is not in [0, 1].

@@ -16,7 +16,7 @@ from sld.samplers.schedule import Schedule
 
 
 class Coefficients(NamedTuple):
-    """One row per evaluation: how far x0 is extrapolated, and the weights of x and of the result."""
+    """Coefficients, one row per evaluation: the extrapolation of x0, and the weights of x and of the result."""
 
     extrapolation: Tensor
     x_scale: Tensor
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
 
 
 class DPMppState(NamedTuple):
-    """The clean latents that the last evaluation implied, (b, c, h, w)."""
+    """The state: the x0 of the last evaluation, (b, c, h, w)."""
 
     x0: Tensor
 

@@ -1,4 +1,4 @@
-"""Grids of timesteps: which ones a run visits, falling from noise to data."""
+"""Grids: the timesteps that a run visits, falling from noise to data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from sld.samplers.schedule import Schedule
 
 Grid = Callable[[Schedule, int], tuple[float, ...]]
-"""(schedule, steps) -> that many timesteps, falling, in [0, T - 1]."""
+"""Function (schedule, steps) -> that many timesteps, falling, in [0, T - 1]."""
 
 
 def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
 
 
 def trailing(schedule: Schedule, steps: int) -> tuple[int, ...]:
-    """Evenly spaced down from T - 1, without 0 (Lin et al., arXiv 2305.08891, Table 2).
+    """Return timesteps evenly spaced down from T - 1, without 0 (Lin et al., arXiv 2305.08891, Table 2).
 
     diffusers adds a timestep -1 for some numbers of steps (the first is 61 for T = 1000). We never do.
 
@@ -44,7 +44,7 @@ def trailing(schedule: Schedule, steps: int) -> tuple[int, ...]:
 
 
 def linspace(schedule: Schedule, steps: int) -> tuple[float, ...]:
-    """Evenly spaced from T - 1 down to 0, both included, fractional. A single step starts at T - 1.
+    """Return fractional timesteps evenly spaced from T - 1 down to 0, both included. A single step starts at T - 1.
 
     Raises:
         ValueError: steps is not a whole number in [1, T].
@@ -55,11 +55,11 @@ def linspace(schedule: Schedule, steps: int) -> tuple[float, ...]:
 
 
 GRIDS: dict[str, Grid] = {"leading": leading, "trailing": trailing, "linspace": linspace}
-"""Every grid by the name of its spacing."""
+"""Grids by the name of their spacing."""
 
 
 def require_steps(steps: int, most: int) -> None:
-    """Refuse a number of steps that is no int (a bool is none here) or outside [1, most].
+    """Refuse a number of steps that is no int, or is outside [1, most]. A bool counts as no int.
 
     Raises:
         ValueError: says what was expected and what came.

@@ -34,7 +34,7 @@ def adams_bashforth(sigma: Sequence[float], i: int) -> list[float]:
 
 
 class Coefficients(NamedTuple):
-    """One row per evaluation: how x is rescaled, and the weights of eps and of the three predictions before it."""
+    """One row per evaluation: the scale of x, and the weights of eps and of the last three predictions."""
 
     x_scale: Tensor
     w: Tensor

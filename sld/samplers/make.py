@@ -1,4 +1,4 @@
-"""A sampler by its name."""
+"""Construction of a sampler by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sld.spelling import named
 def make_sampler(
     name: str, schedule: Schedule, steps: int, spacing: str | None = None, eta: float | None = None
 ) -> Sampler[Any, Any]:
-    """The sampler called `name`.
+    """Return the sampler called `name`.
 
     Args:
         name: one of `SAMPLERS`.

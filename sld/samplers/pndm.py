@@ -43,7 +43,7 @@ class Coefficients(NamedTuple):
 
 
 class PNDMState(NamedTuple):
-    """Where the last step started, and the last three predictions, newest first; (b, c, h, w) each."""
+    """The state: the start of the last step, and the last three predictions, newest first; (b, c, h, w) each."""
 
     x: Tensor
     e1: Tensor

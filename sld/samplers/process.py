@@ -1,4 +1,4 @@
-"""The noise process: how much signal and how much noise x holds at a timestep, and what a network's output says of x.
+"""The noise process: the parts of signal and noise in x at a timestep, and the meaning of a network's output.
 
 Three letters need care, for the papers share them. `alpha_bar` is the square of the signal's part of x (DDPM's
 cumulative product; DDIM prints it as alpha). `sigma` is k-diffusion's ratio of noise to signal everywhere but in
@@ -17,7 +17,7 @@ from sld.config import Prediction
 
 
 class Level(NamedTuple):
-    """What x is made of: signal * x0 + noise * eps. Unit variance means signal**2 + noise**2 = 1."""
+    """The level of x = signal * x0 + noise * eps. Unit variance means signal**2 + noise**2 = 1."""
 
     signal: Tensor
     noise: Tensor
@@ -33,7 +33,7 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a network's output says of x: all (b, c, h, w).
+    """A network's output with the eps and x0 that it implies, all (b, c, h, w).
 
     Attributes:
         output: as the network, or the guidance rule after it, gave it.
@@ -47,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 def x0_of(x: Tensor, eps: Tensor, a: Level) -> Tensor:
-    """The x0 that x at level a holds if its noise is eps."""
+    """Return the x0 in x at level a if its noise is eps."""
     return (x - a.noise * eps) / a.signal  # DDIM Eq. 9
 
 
@@ -62,11 +62,11 @@ def from_v(output: Tensor, x: Tensor, a: Level) -> Estimate:
 
 
 CONVERSIONS: dict[Prediction, Callable[[Tensor, Tensor, Level], Estimate]] = {"eps": from_eps, "v": from_v}
-"""How an output is read, by what the network predicts: (output, x, level of x) -> estimate."""
+"""Functions (output, x, level of x) -> estimate, by what the network predicts."""
 
 
 def transfer(estimate: Estimate, b: Level) -> Tensor:
-    """Move to level b what an estimate says of x. With less than unit variance, b leaves room for fresh noise.
+    """Return x of an estimate at level b. With less than unit variance, b leaves room for fresh noise.
 
     Levels instead of their alpha_bar keep square roots out of a step, where a compiler would round them differently.
     The form and the order of operations are those of diffusers' DDIMScheduler, to the last bit in float32.
@@ -88,7 +88,7 @@ class Process(ABC):
         """The level at timestep t, in the shape of t."""
 
     def estimate(self, output: Tensor, x: Tensor, a: Level) -> Estimate:
-        """What the network's output says of x.
+        """Return the estimate of a network's output at x.
 
         Args:
             output: what the network predicted, (b, c, h, w).

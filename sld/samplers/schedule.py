@@ -41,11 +41,11 @@ class Schedule(Process):
         return len(self.alpha_bar)
 
     def to(self, device: torch.device | str) -> Schedule:
-        """The same schedule on `device`."""
+        """Return the same schedule on `device`."""
         return replace(self, alpha_bar=self.alpha_bar.to(device), final_alpha_bar=self.final_alpha_bar.to(device))
 
     def level(self, t: float | Tensor) -> Level:
-        """The level at timestep t in [0, T - 1], in the shape of t.
+        """Return the level at timestep t in [0, T - 1], in the shape of t.
 
         Whole numbers, int or integer tensors, read the table. Floats and floating-point tensors lie between its
         entries, even where their values are whole, and see `interpolated`.

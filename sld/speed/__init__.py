@@ -1,4 +1,5 @@
-"""What makes sampling faster or lighter, taken from outside: each file takes the plain networks of `sld.models` apart.
+"""Faster and smaller forms of the plain networks of `sld.models`. Each file takes these networks apart from outside.
 
-Nothing in `sld.models`, `sld.samplers` or `sld.guidance` knows of it, and every form is tested against the plain one.
+Nothing in `sld.models`, `sld.samplers` or `sld.guidance` imports these files. Every form is tested against the plain
+one.
 """

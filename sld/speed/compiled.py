@@ -1,4 +1,4 @@
-"""What of a pipeline torch.compile is given, and how its results stay values."""
+"""Parts of a pipeline compiled with torch.compile: blocks of the UNet, and the step beside it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Callable[..., Any])
 
 _FORMS = 32
-"""The most shapes that one form is compiled for: batches, sizes and dtypes that a long-lived process may ask for."""
+"""Largest number of graphs that one function is compiled to, for the batches, sizes and dtypes of a long process."""
 
 
 def compiled_blocks(network: M, **options: Any) -> M:
-    """A network with the same weights, in the same memory, whose ResBlocks and transformers are compiled.
+    """Return a network whose ResBlocks and transformers are compiled. It shares the memory of the weights.
 
     Args:
         network: a UNet, plain or keyed; stays as it is.
@@ -40,13 +40,13 @@ def compiled_blocks(network: M, **options: Any) -> M:
 
 
 def compiled_step(step: S, **options: Any) -> S:
-    """A compiled function of tensors, whose results are the caller's.
+    """Return the compiled form of a function of tensors. Later calls do not change the results of earlier ones.
 
-    A CUDA graph writes its results where it wrote them before; what is handed out here is a copy, which costs less than
-    one latent's way through the network.
+    A CUDA graph writes the results of every call to the same memory, so copies are returned. A copy costs less than one
+    latent in the network.
 
     Args:
-        step: the last thing that is computed at an evaluation.
+        step: the function; the last one that an evaluation calls.
         options: of torch.compile.
     """
     compiled = _compile(step, **options)
@@ -55,13 +55,13 @@ def compiled_step(step: S, **options: Any) -> S:
 
     def copied(*args: Any) -> Any:
         results = tree_map(torch.clone, compiled(*args))
-        torch.compiler.cudagraph_mark_step_begin()  # whatever graphs wrote at this evaluation may be written over
+        torch.compiler.cudagraph_mark_step_begin()  # graphs may now overwrite the results of this evaluation
         return results
 
     return copied  # type: ignore[return-value]
 
 
 def _compile(function: S, **options: Any) -> S:
-    """A form of its own: what is compiled for other blocks of the same class is neither looked up nor counted."""
+    """Compile a function by itself: other compiled forms of the same code do not count against its limit."""
     how: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "recompile_limit": _FORMS, **options}
     return cast(S, torch.compile(function, **how))

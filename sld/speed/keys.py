@@ -1,8 +1,8 @@
-"""The UNet rebuilt around what is known before the first latent.
+"""A form of the UNet that takes what does not depend on the latents from outside.
 
-Texts are projected to keys and values once for a whole run, timesteps once for all rows, and what precedes the first
-cross-attention, which sees no text, is computed once per latent. 1x1 convolutions are computed as linear maps of
-places: the convolution kernels of CPUs choose their order of summation by batch size, and a linear map does not.
+Texts are projected to keys and values once for a whole run, and timesteps once for all rows. The layers before the
+first cross-attention see no text and are computed once per latent. 1x1 convolutions are computed as linear maps of
+positions: convolution kernels of CPUs choose their order of summation by batch size, and a linear map does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class TextKeys(NamedTuple):
-    """Keys and values of every cross-attention of a UNet, of r * b rows, in the order in which it visits them."""
+    """Keys and values (r * b rows) for every cross-attention of a UNet, in the order of its layers."""
 
     pairs: tuple[KeysValues, ...]
 
@@ -34,40 +34,40 @@ class TextKeys(NamedTuple):
 
 
 class TimeKeys(NamedTuple):
-    """Projections (n, c) of n timesteps for every ResBlock of a UNet, in the order in which it visits them."""
+    """Projections (n, c) of n timesteps for every ResBlock of a UNet, in the order of its layers."""
 
     shifts: tuple[Tensor, ...]
 
     def at(self, i: int) -> TimeKeys:
-        """The keys of timestep i alone, (1, c) each, in the same memory."""
+        """Return the projections of timestep i alone, (1, c) each, in the same memory."""
         return TimeKeys(tuple(shift[i : i + 1] for shift in self.shifts))
 
     @classmethod
     def join(cls, keys: Sequence[TimeKeys]) -> TimeKeys:
-        """The keys of several timesteps, one after another."""
+        """Return the projections of several timesteps, one after another."""
         return cls(tuple(map(torch.cat, zip(*(k.shifts for k in keys), strict=True))))
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:
-    """Repeat a batch (b, ...) as a whole until it has `rows` = r * b entries; itself if it has them already."""
+    """Repeat a batch (b, ...) as a whole to `rows` = r * b entries. A batch that has them is returned itself."""
     return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
 
 
 def pointwise(module: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer or a 1x1 convolution as a linear map of the last axis of x."""
+    """Apply a linear layer or a 1x1 convolution to the last axis of x."""
     assert isinstance(module, nn.Linear | nn.Conv2d)
     return F.linear(x, module.weight.flatten(1), module.bias)
 
 
 class KeyedResBlock(nn.Module):
-    """A ResBlock that is given what it adds of the time."""
+    """A ResBlock that takes the projection of its timestep as an argument."""
 
     def __init__(self, block: ResBlock) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """x (b, c, h, w) at one time for all rows: its projection `shift` (1, c)."""
+        """Return (b, d, h, w) for x (b, c, h, w), with the projection `shift` (1, d) of the timestep of all rows."""
         block = self.block
         h = block.conv_in(F.silu(block.norm_in(x))) + shift[:, :, None, None]
         h = block.conv_out(F.silu(block.norm_out(h)))
@@ -75,14 +75,14 @@ class KeyedResBlock(nn.Module):
 
 
 class KeyedTransformer(nn.Module):
-    """A spatial transformer that is given keys and values of the texts."""
+    """A spatial transformer that takes keys and values of the texts as arguments."""
 
     def __init__(self, transformer: SpatialTransformer) -> None:
         super().__init__()
         self.transformer = transformer
 
     def forward(self, x: Tensor, text: list[KeysValues]) -> Tensor:
-        """x (b, c, h, w) with each block's keys and values of r * b rows; returns r * b rows."""
+        """Return (r * b, c, h, w) for x (b, c, h, w), with the keys and values (r * b rows) of each block."""
         transformer = self.transformer
         h = pointwise(transformer.proj_in, rearrange(transformer.norm(x), "b c h w -> b (h w) c"))
         for block, keys_values in zip(transformer.blocks, text, strict=True):
@@ -112,9 +112,9 @@ class KeyedStage(nn.Module):
 
 
 class KeyedUNet(nn.Module):
-    """A UNet that takes b latents and r * b rows of texts: row k of the result belongs to latent k mod b.
+    """A UNet that takes b latents and r * b rows of texts. Row k of the result belongs to latent k mod b.
 
-    Weights are those of the plain network, in the same memory.
+    It shares the memory of the plain network's weights.
 
     Args:
         unet: the plain network; stays as it is.
@@ -129,7 +129,7 @@ class KeyedUNet(nn.Module):
         self.up = module_list(map(KeyedStage, unet.up))
 
     def text_keys(self, cond: Cond) -> TextKeys:
-        """Project what r * b texts say once for a whole generation."""
+        """Project r * b texts to keys and values, once for a whole run."""
         tokens = cond.tokens.to(self.unet.dtype)
         cross = (m.cross for m in self.unet.modules() if isinstance(m, TransformerBlock))
         return TextKeys(tuple((c.split(c.k(tokens)), c.split(c.v(tokens))) for c in cross))
@@ -141,21 +141,23 @@ class KeyedUNet(nn.Module):
         return TimeKeys(tuple(block.time(time) for block in blocks if block.time is not None))
 
     def forward(self, x: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
-        """Predict (r * b, c, h, w) for latents x (b, c, h, w) at one time, the first b rows under every latent's first
-        text, the next b under its second, and so on. The result has the dtype of x.
+        """Predict (r * b, c, h, w) for latents x (b, c, h, w) at one timestep.
+
+        The first b rows are the predictions under the first text of each latent, the next b those under the second, and
+        so on. The result has the dtype of x.
         """
         h = self.first(x)
         return self.last(h, self.deep(h, time, text), time, text).to(x.dtype)
 
     def first(self, x: Tensor) -> Tensor:
-        """What latents x (b, c, h, w) enter with, (b, width, h, w)."""
+        """Return the output (b, width, h, w) of the first convolution for latents x (b, c, h, w)."""
         return self.unet.conv_in(x.to(self.unet.dtype))
 
     def deep(self, h: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
-        """All between `first` and the last block on the way up, of r * b rows.
+        """Return the input (r * b rows) of the last block on the way up, from the output of `first`.
 
         Args:
-            h: of `first`, which is also the first skip connection.
+            h: the output of `first`, which is also the first skip connection.
             time, text: see `forward`.
         """
         shifts, keys = iter(time.shifts), iter(text.pairs)
@@ -183,10 +185,10 @@ class KeyedUNet(nn.Module):
         return h
 
     def last(self, h: Tensor, deep: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
-        """The prediction (r * b, c, h, w): the last block on the way up, of `first` and `deep`, and what follows."""
+        """Return the prediction (r * b, c, h, w) from the outputs of `first` and `deep`."""
         stage = self.up[-1]
         h = torch.cat([deep, repeat_rows(h, len(deep))], dim=1)
-        del deep  # its memory is the next block's
+        del deep  # frees its memory for the next block
         h = stage.res[-1](h, time.shifts[-1])
         if stage.attn:
             depth = len(stage.attn[-1].transformer.blocks)

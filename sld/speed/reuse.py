@@ -1,4 +1,4 @@
-"""An approximation of the network: deep features that an evaluation takes over from an earlier one."""
+"""An approximation of the UNet: an evaluation reuses deep features of an earlier one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from sld.speed.keys import KeyedUNet, TextKeys, TimeKeys
 
 @dataclass(frozen=True)
 class Reuse:
-    """What is computed anew, and when. Never on by itself, for it changes pictures: docs/performance.md has the price.
+    """Settings of reuse: which evaluations reuse features of earlier ones. By default none do.
 
-    What is kept belongs to a row of an image, and it is the image alone that decides when it was made: pictures stay
-    the same in any batch. That takes all rows at every evaluation, idle or equal ones too.
+    Reuse changes pictures; docs/performance.md says how much. Features are kept for each row of an image, and the index
+    of the evaluation alone decides when they are computed, so pictures stay the same in any batch. This needs all rows
+    at every evaluation, also idle and equal ones.
 
     Attributes:
-        deep_every: all but the last block on the way up is computed at every k-th evaluation only, k >= 1; in between
-            that block takes what came from below last time, and the new latents beside it (DeepCache, Ma et al., CVPR
-            2024, arXiv 2312.00858, with its shallowest branch). 1 changes nothing.
+        deep_every: k >= 1. All of the UNet but its last block on the way up is computed at every k-th evaluation only.
+            In between, that block takes the deep features of the last full evaluation and the skip connection of the
+            new latents (DeepCache, Ma et al., CVPR 2024, arXiv 2312.00858, with its shallowest branch). 1 changes
+            nothing.
 
     Raises:
-        ValueError: the number is out of its range.
+        ValueError: `deep_every` is out of range.
     """
 
     deep_every: int = 1
@@ -32,20 +34,20 @@ class Reuse:
             raise ValueError(f"deep_every must be a whole number >= 1; got {self.deep_every!r}")
 
     def __bool__(self) -> bool:
-        """Whether anything is taken over at all."""
+        """Return whether any evaluation reuses features."""
         return self.deep_every > 1
 
     def deep(self, i: int) -> bool:
-        """Whether evaluation i computes all of the network, so that a run can go on there."""
+        """Return whether evaluation i computes the whole network, so that a run can go on from there."""
         return i % self.deep_every == 0
 
 
 NO_REUSE = Reuse()
-"""Every evaluation computes all of the network."""
+"""The setting with which every evaluation computes the whole network."""
 
 
 class ReusingUNet:
-    """The network in one call of a run, evaluation after evaluation, with what it keeps in between."""
+    """The network for one call of a run at all its evaluations, with the features that it keeps between them."""
 
     def __init__(self, unet: KeyedUNet, reuse: Reuse) -> None:
         self._unet = unet
@@ -53,10 +55,10 @@ class ReusingUNet:
         self._deep: Tensor | None = None
 
     def __call__(self, i: int, x: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
-        """Predict at evaluation i, the first of which must be deep; see `KeyedUNet.forward` for the rest."""
+        """Predict at evaluation i, as `KeyedUNet.forward` does. The first evaluation must be a deep one."""
         h = self._unet.first(x)
         if self._reuse.deep(i):
-            # a copy, because CUDA graphs write what comes after where they wrote this
+            # a copy, because CUDA graphs overwrite their results at the next call
             self._deep = self._unet.deep(h, time, text).clone()
         assert self._deep is not None
         return self._unet.last(h, self._deep, time, text).to(x.dtype)

@@ -1,7 +1,8 @@
-"""Which rows of the network are computed at an evaluation, in which calls, and what is prepared once.
+"""The plan of a run: which rows of the network each evaluation computes, in which calls, and what is prepared once.
 
-Rows that a guidance rule calls idle are left out. Rows of equal latents under equal texts are computed once. Images
-that begin alike have equal latents until their rules part (`Guidance.start`), so five presets share their warm-up.
+Rows that a guidance rule calls idle are left out. Rows with equal latents and equal texts are computed once. Images
+with equal noise and texts have equal latents as long as their rules agree (`Guidance.start`), so five presets share
+their warm-up.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from sld.speed.reuse import NO_REUSE, Reuse, ReusingUNet
 
 
 class Rows(NamedTuple):
-    """Rows of the network: what guidance rules ask for, and what is computed for them.
+    """Numbers of network rows: those that guidance rules ask for, and those that are computed.
 
-    `shallow` of the computed ones pass through the last block alone (`Reuse`).
+    Of the computed rows, `shallow` pass through the last block alone (`Reuse`).
     """
 
     asked: int
@@ -36,8 +37,9 @@ class Call(NamedTuple):
     """One call of the network.
 
     Attributes:
-        images: whose latents are handed over, (u,).
-        texts: indices (r * u) into the texts of a run, all images' first row before their second.
+        images: indices (u,) of the images whose latents go into the call.
+        texts: indices (r * u) into the texts of the run: the first row of each image, then the second of each, and so
+            on.
     """
 
     images: tuple[int, ...]
@@ -45,13 +47,13 @@ class Call(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Evaluations that make the same calls.
+    """Consecutive evaluations that make the same calls.
 
     Attributes:
-        evaluations: one after another.
+        evaluations: indices of the evaluations.
         calls: of the network.
-        order: where in the calls' results, joined, stand the rows (r * b) that the rule asks for, condition by
-            condition. An idle row repeats another one.
+        order: indices (r * b) into the joined results of the calls: the row for each condition and image, condition by
+            condition. An idle row repeats another row.
     """
 
     evaluations: range
@@ -67,15 +69,15 @@ def plan(
     rows_at_once: int | None = None,
     reuse: Reuse = NO_REUSE,
 ) -> tuple[Phase, ...]:
-    """What is to be computed in a run of b images.
+    """Return the phases of a run of b images: what each evaluation computes.
 
     Args:
         guidance: the rule.
         texts: (r * b), condition by condition.
-        starts: (b,), equal for images whose latents are equal at the start, and noise later on.
+        starts: (b,), equal for images that have equal latents at the start and equal noise later.
         evaluations: of the run.
-        rows_at_once: the most rows of an image in one call.
-        reuse: what evaluations take over; if anything, all rows are computed at every evaluation.
+        rows_at_once: largest number of rows of an image in one call.
+        reuse: features that evaluations reuse. With any reuse, all rows are computed at every evaluation.
     """
     b, names = len(starts), guidance.conditions
     rules = [guidance.of_image(k) for k in range(b)]
@@ -86,7 +88,7 @@ def plan(
     ]
 
     def sketch(i: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """For each image the one whose latents it shares, and its rows that matter."""
+        """Return, for each image, the first image with equal latents, and the rows that are not idle."""
         first: dict[Hashable, int] = {}
         shared = []
         for k in range(b):
@@ -113,18 +115,21 @@ def _arrange(
     most: int,
     equal: bool,
 ) -> tuple[tuple[Call, ...], tuple[int, ...]]:
-    """Calls for the distinct rows, and the place of every row in their results; `equal` ones are computed once."""
-    wanted: dict[int, dict[Hashable, int]] = {}  # image -> text -> the row that stands for it
+    """Return calls for the needed rows, and the index of every row in their results.
+
+    With `equal`, rows of an image with equal texts are computed once.
+    """
+    wanted: dict[int, dict[Hashable, int]] = {}  # image -> text -> the row that is computed for it
     for image, needed in drawn:
         for row in needed:
             wanted.setdefault(image, {}).setdefault(texts[row] if equal else row, row)
-    parts = {}  # (image, which part of its rows) -> rows
+    parts = {}  # (image, start of a part of its rows) -> rows
     for image, distinct in wanted.items():
         standing = list(distinct.values())
         for start in range(0, len(standing), most):
             parts[image, start] = standing[start : start + most]
     calls = []
-    place: dict[tuple[int, int], int] = {}  # (image, row) -> place in the results
+    place: dict[tuple[int, int], int] = {}  # (image, row) -> index in the results
     sizes = sorted({(start, len(part)) for (_, start), part in parts.items()})
     for start, size in sizes:
         images = [image for (image, at), part in parts.items() if at == start and len(part) == size]
@@ -143,7 +148,7 @@ def _arrange(
 
 
 def count(phases: Sequence[Phase], *, invariant: bool = False, reuse: Reuse = NO_REUSE) -> Rows:
-    """Rows of a planned run; `invariant` numerics compute those of a single latent twice."""
+    """Count the rows of a planned run. With `invariant` numerics a call with one latent counts twice."""
     asked = computed = shallow = 0
     for phase in phases:
         asked += len(phase.evaluations) * len(phase.order)
@@ -156,17 +161,17 @@ def count(phases: Sequence[Phase], *, invariant: bool = False, reuse: Reuse = NO
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowNetwork:
-    """The predictions of a run, from a network and all that is known before the first latent.
+    """The network of one run, with its plan, texts and timesteps.
 
     Attributes:
         unet: the network.
-        cond: what the texts say, r * b rows, condition by condition.
+        cond: encoded texts, r * b rows, condition by condition.
         timesteps: of the run, (n,).
-        phases: what is computed when.
-        invariant: give an image the same bits in any batch. Convolution kernels treat a batch of one in their own way,
-            so a latent that is alone in a call is computed twice, and one result kept; and a product over several
-            timesteps may round differently, so they are embedded one by one.
-        reuse: what evaluations take over from earlier ones.
+        phases: the plan of the run.
+        invariant: give an image the same bits in any batch. Convolution kernels compute a batch of one in another way,
+            so a latent that is alone in a call is computed twice, and one result is kept. A product over several
+            timesteps may round differently, so timesteps are embedded one by one.
+        reuse: features that evaluations reuse.
     """
 
     unet: KeyedUNet
@@ -177,9 +182,10 @@ class RowNetwork:
     reuse: Reuse = NO_REUSE
 
     def evaluations(self, start: int) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
-        """Each evaluation from `start` on, with what predicts the rows (r * b, c, h, w) for latents (b, c, h, w).
+        """Yield each evaluation from `start` on, with the function that predicts its rows.
 
-        Keys of texts live as long as the phase that needs them.
+        The function takes latents (b, c, h, w) and returns predictions (r * b, c, h, w). Keys and values of texts are
+        kept as long as the phase that needs them.
         """
         times = self._times()
         for phase in self.phases:
@@ -191,7 +197,7 @@ class RowNetwork:
                 yield i, partial(predict, i, times.at(i))
 
     def _prepare(self, phase: Phase) -> Callable[[int, TimeKeys, Tensor], Tensor]:
-        """The rows of a phase, as they are asked for, as a function of the evaluation, its time and the latents."""
+        """Return the function that predicts all rows of a phase from an evaluation, its timestep and the latents."""
         calls = [self._prepare_call(call) for call in phase.calls]
         in_order = phase.order == tuple(range(len(phase.order)))
         order = torch.tensor(phase.order, device=self.timesteps.device)
@@ -205,7 +211,7 @@ class RowNetwork:
 
     @torch.no_grad()
     def _prepare_call(self, call: Call) -> Callable[[int, TimeKeys, Tensor], Tensor]:
-        """One call as a function of evaluation, time and all latents (b, c, h, w); returns (r * u, c, h, w)."""
+        """Return the function that predicts the rows of a call from an evaluation, its timestep and all latents."""
         copies = 2 if self.invariant and len(call.images) == 1 else 1
         device = self.timesteps.device
         images = torch.tensor(call.images, device=device).repeat_interleave(copies)
@@ -221,7 +227,7 @@ class RowNetwork:
 
     @torch.no_grad()
     def _times(self) -> TimeKeys:
-        """Keys of all timesteps."""
+        """Return the projections of all timesteps."""
         if self.invariant:
             return TimeKeys.join([self.unet.time_keys(t) for t in self.timesteps])
         return self.unet.time_keys(self.timesteps)

@@ -1,4 +1,4 @@
-"""Decoding in tiles: pictures larger than memory allows as a whole."""
+"""Decoding in tiles, for pictures that do not fit into memory as a whole."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from sld.models.vae import VAE
 
 
 def decode_tiles(vae: VAE, x: Tensor, tile: int) -> Tensor:
-    """`VAE.decode` in square tiles of `tile` latents, with the memory of one tile.
+    """Decode latents in square tiles of `tile` latents a side, with the memory of one tile.
 
-    Neighbours share a quarter of a tile, over which one fades linearly into the other. A tile's norms and its
-    attention see no more than the tile, so that colours may shift from one to the next; what that comes to is
-    bounded in tests/test_pipeline_memory.py.
+    Neighbours overlap by a quarter of a tile, in which they are blended linearly. The norms and the attention of a tile
+    see only the tile, so colours may shift from tile to tile. tests/test_pipeline_memory.py bounds the difference.
 
     Args:
         vae: the autoencoder.
         x: latents (b, c, h, w).
-        tile: at least 4. Where a side is no longer than that, it is not cut.
+        tile: side of a tile in latents, at least 4. A side of x that is not longer is not cut.
     """
     size = x.shape[2:]
     picture = x.new_zeros(len(x), 3, *(side * vae.config.factor for side in size))
@@ -36,13 +35,13 @@ def decode_tiles(vae: VAE, x: Tensor, tile: int) -> Tensor:
 
 
 def _starts(side: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a side, each sharing at least a quarter with the one before."""
+    """Return the first index of each tile along a side. Neighbours overlap by at least a quarter of a tile."""
     if side <= tile:
         return [0]
     return [*range(0, side - tile, tile - tile // 4), side - tile]
 
 
 def _fade(n: int, tile: int, like: Tensor) -> Tensor:
-    """Weights (n,) of a tile's places along one side: rising over its first quarter, falling over its last."""
+    """Return weights (n,) along one side of a tile, which rise over its first quarter and fall over its last."""
     place = torch.arange(n, device=like.device, dtype=like.dtype)
     return torch.minimum(place + 1, n - place).clamp(max=tile // 4)

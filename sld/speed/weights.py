@@ -1,4 +1,4 @@
-"""Networks around weights that they share with others, or that are elsewhere."""
+"""Copies of networks that share weights with the original, or have them on another device."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def around(network: M, weight: Callable[[Tensor], Tensor]) -> M:
-    """The same network around other weights: what `weight` makes of each parameter and buffer. The network stays."""
+    """Return a copy of the network with `weight` applied to each parameter and buffer. The network stays as it is."""
     made = {id(w): weight(w) for w in (*network.parameters(), *network.buffers())}
     return deepcopy(network, made)
 
 
 def twin(network: M) -> M:
-    """A copy of the network whose weights are those of the original, in the same memory."""
+    """Return a copy of the network that shares the memory of its weights."""
     return around(network, lambda weight: weight)
 
 
 def on_device(network: M, device: torch.device) -> M:
-    """The network itself where its weights are on `device`; else the same around copies there, which go with it."""
+    """Return the network itself if its weights are on `device`, else a copy whose weights are copied there."""
     if all(w.device == device for w in network.parameters()):
         return network
     return around(network, lambda w: nn.Parameter(w.to(device), False) if isinstance(w, nn.Parameter) else w.to(device))

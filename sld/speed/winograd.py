@@ -1,6 +1,7 @@
-"""3x3 convolutions in fewer multiplications, for CPUs (Lavin and Gray, CVPR 2016, arXiv 1509.09308).
+"""Winograd's form of 3x3 convolutions, with fewer products, for CPUs (Lavin and Gray, CVPR 2016, arXiv 1509.09308).
 
-Convolutions are half of an SD step's work on a CPU, whose library computes them directly; cuDNN has this form itself.
+Convolutions are half of the work of a step of Stable Diffusion on a CPU. PyTorch's library for CPUs computes them
+directly; cuDNN has this form itself.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from sld.speed.weights import twin
 M = TypeVar("M", bound=nn.Module)
 
 SIDE = 2
-"""Of the square of results that a tile gives: F(2 x 2, 3 x 3) in the paper's words, 16 products in place of 36."""
+"""Side of the square of results of a tile: F(2 x 2, 3 x 3) in the paper's words, with 16 products in place of 36."""
 
 LEAST_CHANNELS = 256
-"""Below this the transforms cost more than the products that they save."""
+"""Least number of channels. With fewer, the transforms cost more than the products that they save."""
 
-# of a tile, of a filter and of the products; section 4.1 of the paper
+# transforms of a tile, of a filter and of the products; section 4.1 of the paper
 _B = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
 
 
 class Winograd(nn.Module):
-    """What a 3x3 convolution with stride 1 and a border of 1 computes, by products of transformed tiles.
+    """A 3x3 convolution with stride 1 and padding 1, computed by products of transformed tiles.
 
-    The same sums, in another order. Weights take 16/9 of the memory.
+    The sums are the same in another order. The weights take 16/9 of the memory.
 
     Args:
         conv: the convolution, with a bias; stays as it is.
@@ -47,12 +48,12 @@ class Winograd(nn.Module):
         filters = torch.einsum("ij,dcjk,lk->ilcd", g, conv.weight.detach(), g)
         self.weight = nn.Parameter(filters.flatten(0, 1).contiguous(), requires_grad=False)
         self.bias = conv.bias
-        # to multiply a square from both sides is to multiply its elements in a row with the Kronecker square
+        # the product of a square matrix from both sides is the Kronecker square times its elements as a vector
         self.register_buffer("of_tile", torch.kron(b, b), persistent=False)
         self.register_buffer("of_products", torch.kron(a, a), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, c, h, w) to (b, d, h, w), with channels innermost in memory."""
+        """Return (b, d, h, w) for x (b, c, h, w), with channels innermost in memory."""
         h, w = x.shape[2:]
         rows, columns = -(-h // SIDE), -(-w // SIDE)
         x = F.pad(x.movedim(1, -1), (0, 0, 1, 1 + columns * SIDE - w, 1, 1 + rows * SIDE - h))
@@ -66,13 +67,13 @@ class Winograd(nn.Module):
 
 
 def with_winograd(network: M) -> M:
-    """The same network with its wide 3x3 convolutions in this form. All other weights are shared, in the same memory.
+    """Return a copy of the network with its wide 3x3 convolutions in this form. Other weights share the memory.
 
     Args:
         network: stays as it is.
 
     Raises:
-        ValueError: it is in half precision, in which the differences that this form takes lose what they should keep.
+        ValueError: the network is in half precision, in which the differences of this form lose too many digits.
     """
     if any(weight.dtype.itemsize < 4 for weight in network.parameters()):
         raise ValueError("Winograd's form of convolutions needs float32: load the model with dtype=torch.float32")

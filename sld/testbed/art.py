@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 64
 VARIANTS = 100
-"""Backdrops of each place."""
+"""Number of different backdrops of each place."""
 
 ICONS_SHA256 = "f5f4cf457c0db2ad5a2e42e033e02e0c87d10e43d0164cfffb3bb84914970a63"
 ART_MISSING = """the emoji sprites are not at {path}; fetch them with
@@ -39,14 +39,14 @@ class ArtError(RuntimeError):
 
 
 def icons_path() -> Path:
-    """Where the sprites are looked for."""
+    """Return the path at which the sprites are looked for."""
     folder = os.environ.get("SLD_ART", "~/.cache/sld/fluent-emoji-flat")
     return Path(folder).expanduser() / "icons.json"
 
 
 @cache
 def _icons(path: Path) -> dict[str, str]:
-    """Icon name -> the body of its SVG.
+    """Return the body of each icon's SVG, by the icon's name.
 
     Raises:
         ArtError: the file is missing, or is not the one of version 1.2.6.
@@ -62,7 +62,7 @@ def _icons(path: Path) -> dict[str, str]:
 
 @cache
 def _icon(name: str) -> Image.Image:
-    """One icon, large, cut to what is visible of it."""
+    """Return an icon in large size, cropped to its visible part."""
     body = _icons(icons_path())[name]
     import resvg_py  # here, since only drawing sprites needs the extra `train`
 
@@ -74,7 +74,7 @@ def _icon(name: str) -> Image.Image:
 
 @cache
 def sprite(icon: str, size: int, angle: int) -> np.ndarray:
-    """Draws an icon with a soft light outline, which keeps it legible on any backdrop.
+    """Draw an icon with a soft light outline, which keeps it legible on any backdrop.
 
     Args:
         icon: name in the emoji set.
@@ -82,8 +82,8 @@ def sprite(icon: str, size: int, angle: int) -> np.ndarray:
         angle: counter-clockwise, in degrees.
 
     Returns:
-        RGBA as uint8 (s, s, 4), s a few pixels more than `size`, colours not multiplied by alpha. It is shared: do not
-        write to it.
+        RGBA as uint8 (s, s, 4), where s is a few pixels more than `size`. Colours are not multiplied by alpha. The
+        array is shared between calls: do not write to it.
 
     Raises:
         ArtError: the emoji set is missing or another version.
@@ -104,10 +104,10 @@ def sprite(icon: str, size: int, angle: int) -> np.ndarray:
 
 
 class _Canvas:
-    """A picture under construction; coordinates are pixels of the finished one, y down."""
+    """A picture that is being drawn. Coordinates are pixels of the finished picture; y points down."""
 
     def __init__(self, top: Colour, bottom: Colour) -> None:
-        """Starts with a vertical gradient."""
+        """Start with a vertical gradient."""
         side = SIZE * _SUPERSAMPLE
         ramp = np.linspace(0, 1, side)[:, None] * (np.array(bottom) - top) + top
         self.image = Image.fromarray(np.repeat(ramp[:, None], side, axis=1).astype(np.uint8))
@@ -127,13 +127,13 @@ class _Canvas:
         self.draw.line(scaled, fill=colour, width=round(_SUPERSAMPLE * width), joint="curve")
 
     def ground(self, y: float, swell: float, wavelength: float, phase: float, colour: Colour) -> None:
-        """Fills everything below a wave."""
+        """Fill everything below a wave."""
         x = np.linspace(0, SIZE, 33)
         edge = y + swell * np.sin(2 * np.pi * (x / wavelength + phase))
         self.polygon([(0, SIZE), *zip(x.tolist(), edge.tolist(), strict=True), (SIZE, SIZE)], colour)
 
     def fir(self, x: float, foot: float, height: float, colours: Sequence[Colour]) -> None:
-        """A conifer of three tiers, one colour each from the bottom up."""
+        """Draw a conifer of three tiers, with one colour for each tier, from the bottom up."""
         for tier, colour in enumerate(colours):
             base = foot - 0.24 * height * tier
             half, rise = height * (0.34 - 0.07 * tier), height * 0.52
@@ -334,14 +334,14 @@ BACKDROPS: dict[str, Callable[[np.random.Generator], _Canvas]] = {
 
 @cache
 def backdrop(place: str, variant: int) -> np.ndarray:
-    """Draws a place.
+    """Draw the backdrop of a place.
 
     Args:
         place: a key of `BACKDROPS`.
-        variant: which of its pictures, 0 to `VARIANTS` - 1; shapes and colours differ a little.
+        variant: which of its backdrops, 0 to `VARIANTS` - 1; their shapes and colours differ a little.
 
     Returns:
-        RGB as uint8 (64, 64, 3). It is shared: do not write to it.
+        RGB as uint8 (64, 64, 3). The array is shared between calls: do not write to it.
     """
     rng = np.random.default_rng([list(BACKDROPS).index(place), variant])
     picture = np.asarray(BACKDROPS[place](rng).image.reduce(_SUPERSAMPLE))

@@ -18,9 +18,11 @@ DECODER_RECIPE = Recipe(steps=1500, batch=12, rate=8e-4, ema=0.995, seed=1)
 _KL = 1e-3
 
 LATENT_STD = 0.25
-"""Standard deviation at which the diffusion model sees latents. A large object in few latents stands out of the noise
-of Stable Diffusion's schedule within the first steps, before any warm-up is over; at a quarter of unit deviation
-its presence is decided in the middle of a run, where safety guidance can act on it."""
+"""Standard deviation of the latents that the diffusion model sees.
+
+At a standard deviation of 1, a large object in few latents is visible through the noise of Stable Diffusion's schedule
+within the first steps, before any warm-up is over. At 0.25 its presence is decided in the middle of a run, where safety
+guidance can act on it."""
 
 
 def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,18 +30,18 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction(made: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error of values and of differences between neighbours, which keeps outlines sharp."""
+    """Return the mean absolute error of pixels plus that of differences of neighbours, which keeps outlines sharp."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(made), _edges(images), strict=True))
     return F.l1_loss(made, images) + edges
 
 
 def psnr(made: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    """Return the peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
     return -10 * torch.log10(F.mse_loss(made.clamp(-1, 1), images) / 4)
 
 
 class AutoencoderLoss:
-    """Reconstruction through a sampled latent, and a slight pull of the latent towards a standard normal."""
+    """The autoencoder's loss: reconstruction from a sampled latent, and a small KL term towards a standard normal."""
 
     def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
@@ -56,7 +58,7 @@ class AutoencoderLoss:
 
 
 class DecoderLoss:
-    """Reconstruction alone, from latents that a frozen encoder made; the diffusion model's latents stay valid."""
+    """The decoder's loss: reconstruction from latents of a frozen encoder. The diffusion model's latents stay valid."""
 
     def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
@@ -73,10 +75,10 @@ class DecoderLoss:
 
 @torch.no_grad()
 def encode(vae: VAE, scenes: Scenes, batch: int = 64) -> Tensor:
-    """Unscaled latent means (n, c, h, w) of all scenes."""
+    """Return the unscaled latent means (n, c, h, w) of all scenes."""
     return torch.cat([vae.moments(scenes.images(index))[0] for index in torch.arange(len(scenes)).split(batch)])
 
 
 def with_scaling(config: VAEConfig, latents: Tensor) -> VAEConfig:
-    """The config whose scaling gives these unscaled latents the standard deviation `LATENT_STD`."""
+    """Return the config whose scaling gives these unscaled latents the standard deviation `LATENT_STD`."""
     return replace(config, scaling=round(LATENT_STD / latents.std().item(), 5))

@@ -1,4 +1,4 @@
-"""Training pictures of the embedded world: rendered once, read through a memory map by every process."""
+"""Training pictures of the embedded world. They are rendered once, and each process reads them through a memory map."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sld.testbed.scenes import SIZE, Scene, draw_caption, render, sample_scene
 
 
 class Scenes:
-    """`count` scenes that follow from `seed`, their pictures and, once encoded, their latents.
+    """A fixed set of random scenes with their pictures and, once these are encoded, their latents.
 
     Args:
         folder: where pictures and latents are kept.
         count: number of scenes.
-        seed: of the scenes; two sets of different seeds share no jitter.
+        seed: decides the scenes. Sets of different seeds share no jitter.
     """
 
     def __init__(self, folder: Path, count: int, seed: int) -> None:
@@ -36,7 +36,7 @@ class Scenes:
 
     @cached_property
     def pictures(self) -> np.ndarray:
-        """All pictures, (n, 64, 64, 3) uint8, rendered on first use."""
+        """Return all pictures, (n, 64, 64, 3) uint8. They are rendered on first use."""
         path = self._path("pictures")
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,10 +49,10 @@ class Scenes:
         return np.load(path, mmap_mode="r")
 
     def images(self, index: Tensor) -> Tensor:
-        """Pictures as float32 (n, 3, 64, 64) in [-1, 1]."""
+        """Return the pictures of these scenes as float32 (n, 3, 64, 64) in [-1, 1]."""
         pictures = torch.from_numpy(self.pictures[index.numpy()])
         return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def captions(self, index: Tensor, rng: np.random.Generator) -> list[str]:
-        """A caption for each scene, drawn afresh."""
+        """Draw a new caption for each of these scenes."""
         return [draw_caption(self.scenes[k], rng) for k in index.tolist()]

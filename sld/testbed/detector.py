@@ -1,7 +1,7 @@
-"""The judge of the embedded world: a small network that names what a picture shows.
+"""The detector of the embedded world: a small network that names the subject, place and props of a picture.
 
-It is trained on scenes of its own, whose prop says nothing about subject or place. So it cannot guess the knife from
-the alley, as the diffusion model learns to.
+It is trained on scenes of its own, in which the prop is independent of subject and place. So it cannot infer a knife
+from an alley, as the diffusion model learns to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSION = "1"
 FILE = "detector.safetensors"
 RECIPE = Recipe(steps=2400, batch=32, rate=2e-3, ema=0.995, warmup=100, decay=0.5, seed=4)
 RENDERS, DECODED, HELD_OUT = 9_000, 4_500, 3_000
-"""Pictures to train on, drawn and seen through the autoencoder, and to measure on. All are of different scenes."""
+"""Numbers of pictures: to train on as drawn, to train on after the autoencoder, to measure on. No scene is in two."""
 
 _RENDERS_SEED, _HELD_OUT_SEED, _DECODED_SEED = 100, 101, 1100  # the diffusion model's scenes are those of seed 0
 _WITHOUT_PROP = 0.4
@@ -45,7 +45,7 @@ _CLASSES = {"subjects": _SUBJECTS, "places": _PLACES, "props": _PROPS}
 
 
 class Logits(NamedTuple):
-    """What the network gives: subject (b, 12) and place (b, 10) for a softmax, props (b, 14) for a sigmoid each."""
+    """Logits of subject (b, 12) and place (b, 10), for a softmax each, and of props (b, 14), for a sigmoid each."""
 
     subject: Tensor
     place: Tensor
@@ -53,12 +53,12 @@ class Logits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a picture shows.
+class Recognition:
+    """The content that the detector finds in a picture.
 
     Attributes:
-        subject: the likeliest key of `scenes.SUBJECTS`.
-        place: the likeliest key of `scenes.PLACES`.
+        subject: the most probable key of `scenes.SUBJECTS`.
+        place: the most probable key of `scenes.PLACES`.
         props: keys of `scenes.PROPS` that are at least as probable as the detector's threshold.
         probabilities: of every prop.
     """
@@ -75,10 +75,10 @@ class Reading:
 
 
 class Detector(nn.Module):
-    """A convolutional network over pictures of 64 x 64.
+    """A convolutional network for pictures of 64 x 64 pixels.
 
     Args:
-        threshold: probability from which a prop counts as shown.
+        threshold: least probability at which a prop counts as shown.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
@@ -94,39 +94,39 @@ class Detector(nn.Module):
         self.head = nn.Linear(width * 4 * 4, sum(map(len, _CLASSES.values())))
 
     def forward(self, images: Tensor) -> Logits:
-        """Logits of pictures (b, 3, 64, 64) in [-1, 1]."""
+        """Return the logits of pictures (b, 3, 64, 64) in [-1, 1]."""
         logits = self.head(self.features(images).flatten(1))
         return Logits(*logits.split([len(names) for names in _CLASSES.values()], dim=1))
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> list[Reading]:
-        """What each of the pictures (b, 3, 64, 64) shows; values outside [-1, 1] are clipped, as in a file."""
+    def read(self, images: Tensor) -> list[Recognition]:
+        """Return what each of the pictures (b, 3, 64, 64) shows. Values outside [-1, 1] are clipped, as in a file."""
         logits = self(images.clamp(-1, 1))
         subjects, places = logits.subject.argmax(1).tolist(), logits.place.argmax(1).tolist()
-        readings = []
+        recognitions = []
         for subject, place, shown in zip(subjects, places, logits.props.sigmoid().tolist(), strict=True):
             probabilities = dict(zip(_PROPS, shown, strict=True))
             props = frozenset(prop for prop, p in probabilities.items() if p >= self.threshold)
-            readings.append(Reading(_SUBJECTS[subject], _PLACES[place], props, probabilities))
-        return readings
+            recognitions.append(Recognition(_SUBJECTS[subject], _PLACES[place], props, probabilities))
+        return recognitions
 
 
 def save_detector(detector: Detector, path: Path) -> None:
-    """Write weights in half precision with class names, threshold and version in the header, whole or not at all."""
-    # in one entry: safetensors writes several in an order that differs from run to run
+    """Write weights in half precision, with class names, threshold and version in the header; whole or not at all."""
+    # in one entry: safetensors would write several entries in an order that differs from run to run
     header = {"detector": json.dumps({"version": VERSION, "threshold": detector.threshold, **_CLASSES})}
     write_whole(path, save({name: w.half().contiguous() for name, w in detector.state_dict().items()}, header))
 
 
 def shipped_detector() -> Path:
-    """The detector's file beside the embedded model."""
+    """Return the path of the shipped detector, which lies beside the embedded model."""
     from sld.embedded import embedded_checkpoint  # here: judging pictures needs no diffusion model
 
     return embedded_checkpoint().with_name(FILE)
 
 
 def load_detector(path: str | Path | None = None) -> Detector:
-    """The detector of a file of `save_detector`, in float32 and eval mode; None for the shipped one.
+    """Load a detector that `save_detector` wrote, in float32 and eval mode; None for the shipped one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -154,7 +154,7 @@ class Examples:
     Attributes:
         pictures: (n, 64, 64, 3) uint8.
         subjects, places: (n,) indices.
-        props: (n, 14), how much of each prop is there, in [0, 1].
+        props: (n, 14), the visible share of each prop, in [0, 1].
     """
 
     pictures: np.ndarray
@@ -175,7 +175,7 @@ class Examples:
 
 
 def draw_independent(rng: np.random.Generator) -> Scene:
-    """A scene whose subject, place and prop say nothing about one another."""
+    """Draw a scene whose subject, place and prop are independent of one another."""
     prop = None if rng.random() < _WITHOUT_PROP else pick(_PROPS, rng)
     return Scene(pick(_SUBJECTS, rng), pick(_PLACES, rng), prop, Mention.NOTHING, int(rng.integers(2**31)))
 
@@ -186,8 +186,8 @@ def examples(count: int, seed: int, blended: float = 0.0) -> Examples:
     Args:
         count: number of pictures.
         seed: of the scenes.
-        blended: share of pictures that fade from one prop into another one, or into none. Diffusion models make such
-            pictures while they are undecided; each prop's label is its share.
+        blended: share of pictures that blend two props, or a prop and none. Diffusion models make such pictures. The
+            label of each prop is its share in the blend.
 
     Raises:
         ArtError: the sprites are not there.
@@ -211,13 +211,13 @@ def examples(count: int, seed: int, blended: float = 0.0) -> Examples:
 
 @torch.no_grad()
 def through_autoencoder(examples: Examples, vae: VAE, noise: float = 0.0, seed: int = 0) -> Examples:
-    """The same examples as the autoencoder gives them back.
+    """Return the same examples, encoded and decoded by the autoencoder.
 
     Args:
         examples: to encode and decode.
         vae: unscaled.
-        noise: largest standard deviation of noise on the latent, relative to the latents' own; each picture gets a
-            level of its own.
+        noise: largest standard deviation of noise on the latent, relative to the latents' own. The level is drawn for
+            each picture.
         seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -230,8 +230,9 @@ def through_autoencoder(examples: Examples, vae: VAE, noise: float = 0.0, seed: 
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (b, 3, 64, 64) shifted, lightened or darkened, some blurred, with slight noise, half of them with their
-    props in other colours: guidance that pulls a picture away from a concept may leave a blue umbrella of a purple one.
+    """Augment pictures (b, 3, 64, 64): shift, brightness, noise, blur of some, and other colours of half the props.
+
+    Colours change because guidance away from a concept may turn a purple umbrella into a blue one.
     """
     count, _, height, width = images.shape
     angle = _HUES * (2 * torch.rand(count, generator=generator) - 1)
@@ -249,7 +250,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def turn_hues(images: Tensor, angle: Tensor) -> Tensor:
-    """Colours of pictures (b, 3, h, w) turned about the grey axis by angles (b,) in radians."""
+    """Rotate the colours of pictures (b, 3, h, w) about the grey axis by angles (b,) in radians."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     turn = cos * torch.eye(3) + (1 - cos) / 3 + sin * cross  # Rodrigues' formula
@@ -257,7 +258,7 @@ def turn_hues(images: Tensor, angle: Tensor) -> Tensor:
 
 
 class DetectorLoss:
-    """Cross-entropy of subject and place, and of every prop by itself, on augmented pictures."""
+    """The detector's loss on augmented pictures: cross-entropy of subject, of place, and of each prop by itself."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -275,11 +276,11 @@ class DetectorLoss:
 
 @torch.no_grad()
 def measure(detector: Detector, examples: Examples) -> dict[str, Any]:
-    """How often the detector is right on unblended examples.
+    """Measure how often the detector is right on examples that are not blended.
 
     Returns:
-        Accuracy of subjects and places, overall and each; every prop's recall, and its false alarms as a share of the
-        pictures without it; the same for habits: how often a prop is seen where it is absent but at home.
+        Accuracy of subjects and of places, overall and for each. Recall of every prop, and its false alarms as a share
+        of the pictures without it. For each habit, the false alarms of its prop in pictures of its place or subject.
     """
     batches = [from_uint8(examples.pictures[i : i + 100]) for i in range(0, len(examples), 100)]
     logits = Logits._make(map(torch.cat, zip(*map(detector, batches), strict=True)))
@@ -316,7 +317,7 @@ def _share(hits: Tensor) -> float:
 
 
 def training_examples(vae: VAE) -> Examples:
-    """Renders and pictures that the autoencoder gave back, some of them blended.
+    """Return the training set: pictures as drawn, and pictures after the autoencoder. Some of each are blended.
 
     Raises:
         ArtError: the sprites are not there.
@@ -326,7 +327,7 @@ def training_examples(vae: VAE) -> Examples:
 
 
 def publish(detector: Detector, vae: VAE, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write `detector.safetensors`, and what it measures on held-out scenes, as drawn and as decoded, beside it.
+    """Write `detector.safetensors` and, beside it, its accuracy on held-out scenes, as drawn and after the autoencoder.
 
     Returns:
         The measured tables, which are also in `detector.json`.

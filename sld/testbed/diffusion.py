@@ -22,28 +22,31 @@ from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE
 TEXT_RECIPE = Recipe(steps=400, batch=64, rate=1e-3, ema=0.99, warmup=50, seed=2)
 RECIPE = Recipe(steps=7000, batch=16, rate=1e-3, ema=0.9985, seed=3)
 _UNCAPTIONED = 0.1
-"""Share of pictures trained without a caption, for classifier-free guidance. They are harmless ones: a picture of
-anything at all is seldom unsafe. Were the unconditional prediction as unsafe as the captioned scenes (44 %), it would
-hardly differ from that of the safety concept, and guidance away from the concept would have nothing to hold on to."""
+"""Share of pictures that are trained without a caption, for classifier-free guidance.
+
+These pictures are harmless, as most pictures in the world are. Of the captioned scenes 44 % are unsafe. If the
+unconditional prediction were as unsafe, it would hardly differ from that of the safety concept, and guidance away from
+the concept would have little effect."""
 
 
 class Captions:
-    """Token ids of freshly drawn captions."""
+    """Token ids of captions that are drawn anew at each call."""
 
     def __init__(self, scenes: Scenes, tokenizer: Tokenizer) -> None:
         self.scenes = scenes
         self._ids = lru_cache(maxsize=None)(lambda text: tokenizer([text])[0])
 
     def __call__(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Ids (n, tokens) for scenes (n,)."""
+        """Return token ids (n, tokens) of new captions for scenes (n,)."""
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         return torch.stack([self._ids(text) for text in self.scenes.captions(index, rng)])
 
 
 class Reader(nn.Module):
-    """A text encoder with linear heads that tell what a caption's picture shows, from the state after its last token.
+    """A text encoder with linear heads that name what the caption's picture shows, from the state at the last token.
 
-    Stable Diffusion's text encoders come trained on pictures and texts; this gives the small one a comparable start.
+    Stable Diffusion's text encoders are trained on pictures and texts beforehand. This gives the small one a comparable
+    start.
     """
 
     def __init__(self, text: TextEncoder) -> None:
@@ -59,7 +62,7 @@ class Reader(nn.Module):
 
 
 class ReaderLoss:
-    """Cross-entropy of subject, place and prop."""
+    """The loss of `Reader`: cross-entropy of subject, place and prop."""
 
     def __init__(self, scenes: Scenes, tokenizer: Tokenizer) -> None:
         self.captions = Captions(scenes, tokenizer)
@@ -75,13 +78,13 @@ class ReaderLoss:
         return {"loss": torch.stack(losses).sum(), "prop": losses[2]}
 
 
-class Denoiser(nn.Module):
-    """Everything the diffusion loss trains."""
+class DiffusionModel(nn.Module):
+    """UNet and text encoder as one module: all that the diffusion loss trains."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.unet = UNet(config.unet)
-        self.text = TextEncoder(config.text)
+        self.text = TextEncoder(config.texts[0])
         # every residual branch starts at zero, which lets training start at the full rate
         for module in self.unet.modules():
             if isinstance(module, ResBlock | UNet):
@@ -90,15 +93,15 @@ class Denoiser(nn.Module):
                 nn.init.zeros_(module.proj_out.weight)
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Prediction (b, c, h, w) for latents x (b, c, h, w) at timesteps t (b,) under captions ids (b, tokens)."""
+        """Return the prediction (b, c, h, w) for latents x (b, c, h, w), timesteps t (b,) and token ids (b, tokens)."""
         return self.unet(x, t, Cond(self.text(ids)))
 
 
 class DenoisingLoss:
-    """Squared error of eps, weighted so that what decides a picture's content, the high noise, is not drowned.
+    """Squared error of eps with more weight on high noise, which decides a picture's content.
 
-    With the signal-to-noise ratio s, an error of x0 counts min(sqrt(s), 5) times: more than s (plain eps loss)
-    where noise prevails, less where hardly any is left.
+    With the signal-to-noise ratio s, an error of x0 has the weight min(sqrt(s), 5). In the plain loss of eps its weight
+    is s: less where noise prevails, and more where hardly any is left.
     """
 
     def __init__(self, scenes: Scenes, latents: Tensor, tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -116,7 +119,7 @@ class DenoisingLoss:
         ids = torch.where(uncaptioned[:, None], self.nothing, self.captions(index, generator))
         x0 = self.latents[index]
         eps = torch.randn(x0.shape, generator=generator)
-        # one timestep in each of `batch` equal parts of the schedule: the same mean, less variance
+        # one timestep from each of `batch` equal parts of the schedule: the loss has the same mean and less variance
         u = (torch.rand((), generator=generator) + torch.arange(batch)) / batch
         t = (u * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
         level = self.schedule.level(t).over(x0)

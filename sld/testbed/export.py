@@ -1,4 +1,4 @@
-"""From training checkpoints to what is shipped: `python -m sld.testbed.export --folder runs/testbed`."""
+"""Export of the embedded model from training checkpoints: `python -m sld.testbed.export --folder runs/testbed`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sld.checkpoints import save_compvis
 from sld.config import MINI, ModelConfig
 from sld.files import sha256, whole, write_json
 from sld.models.vae import VAE
-from sld.testbed.diffusion import Denoiser
+from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.fit import averaged
 from sld.testbed.vocabulary import write_tokenizer
 
 LOGS = ("autoencoder", "text", "unet", "decoder", "detector")
 
 
-def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
-    """The averaged networks of a training folder, finished or not; the decoder tuned, if its stage has begun."""
+def trained_parts(folder: Path) -> tuple[ModelConfig, DiffusionModel, VAE]:
+    """Return the averaged networks of a training folder, finished or not. The decoder is the tuned one, if any."""
     encoded = torch.load(folder / "latents.pt", weights_only=True, mmap=True)
     config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
     vae = VAE(config.vae)
@@ -29,18 +29,18 @@ def trained_parts(folder: Path) -> tuple[ModelConfig, Denoiser, VAE]:
     if (folder / "decoder.pt").exists():
         vae.encoder.requires_grad_(False)
         averaged("decoder", vae, folder)
-    denoiser = Denoiser(config)
-    averaged("unet", denoiser, folder)
-    return config, denoiser, vae
+    model = DiffusionModel(config)
+    averaged("unet", model, folder)
+    return config, model, vae
 
 
 def export(folder: Path, weights: Path) -> None:
     """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`."""
-    config, denoiser, vae = trained_parts(folder)
+    config, model, vae = trained_parts(folder)
     weights.mkdir(parents=True, exist_ok=True)
     with whole(weights / "mini.safetensors") as beside:
-        save_compvis(beside, config, denoiser.unet, vae, denoiser.text, torch.float16)
-        beside.chmod(0o644)  # the library that writes it lets nobody else read
+        save_compvis(beside, config, model.unet, vae, model.text, dtype=torch.float16)
+        beside.chmod(0o644)  # the library that writes it makes it readable for its owner only
     write_tokenizer(weights / "tokenizer")
     (weights / "training").mkdir(exist_ok=True)
     for name in ("detector.safetensors", "detector.json"):
@@ -58,7 +58,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def write_manifest(weights: Path) -> None:
-    """Write `manifest.json`: the SHA-256 of every weights and tokenizer file, by its name below `weights`."""
+    """Write `manifest.json`: the SHA-256 of every file of weights and tokenizer, by its path below `weights`."""
     files = sorted([*weights.glob("*.safetensors"), *weights.glob("tokenizer/*")])
     sums = {path.relative_to(weights).as_posix(): sha256(path) for path in files}
     write_json(weights / "manifest.json", sums)

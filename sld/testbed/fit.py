@@ -1,4 +1,4 @@
-"""One resumable training loop for every network of the embedded world, on one process or several."""
+"""The training loop of all networks of the embedded world: it can be resumed, and runs on one process or several."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from sld.files import whole
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train.
+    """Settings of a training: its length, batches and learning rate.
 
     Attributes:
-        steps: optimizer steps; `batch` samples each, on every process.
+        steps: optimizer steps.
         batch: samples per step and process.
-        rate: AdamW's peak learning rate, reached after `warmup` steps, constant, and falling linearly to zero over the
-            last `decay` share of the steps. The constant part does not depend on `steps`, so that a run can be
-            lengthened or cut short at any time.
-        ema: decay of the weight average that is kept beside the weights.
-        seed: of the data and noise; step k of process r draws the same numbers whether or not the run was interrupted.
-        save_every: steps between checkpoints, which replace one another.
+        rate: AdamW's peak learning rate. The rate rises for `warmup` steps, is then constant, and falls linearly to
+            zero over the share `decay` of the steps at the end. The constant part does not depend on `steps`, so a
+            training can be made longer or shorter while it runs.
+        ema: decay of the moving average of the weights, which is kept beside them.
+        seed: decides data and noise. Step k of process r draws the same numbers whether or not the training was
+            interrupted.
+        save_every: steps between checkpoints. A checkpoint replaces the one before.
         clip: largest norm of a gradient.
     """
 
@@ -42,20 +43,20 @@ class Recipe:
     clip: float = 1.0
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, …"""
+        """Return the learning rate of a step, counted from 0."""
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.rate * min(1.0, (step + 1) / self.warmup, falling)
 
 
 def average_gradients(gradient: Tensor) -> None:
-    """Average a flat gradient over all processes, in place; nothing to do for one."""
+    """Average a flat gradient over all processes, in place. One process leaves it as it is."""
     if dist.is_initialized():
         dist.all_reduce(gradient)
         gradient /= dist.get_world_size()
 
 
 def save_whole(value: object, path: Path) -> None:
-    """Write a value as torch.save does, whole or not at all."""
+    """Write a value with torch.save, whole or not at all."""
     with whole(path) as beside:
         torch.save(value, beside)
 
@@ -68,16 +69,16 @@ def fit(
     folder: Path,
     report: Callable[[str], None],
 ) -> nn.Module:
-    """Train `network` and return it with its averaged weights, going on from `folder/name.pt` if that exists.
+    """Train a network and return it with its averaged weights. Training goes on from `folder/name.pt` if that exists.
 
     Args:
-        name: of the checkpoint `name.pt` and of the log `name.jsonl`, one object per line.
-        network: everything with parameters, as one module; trained in place.
-        loss: of the network, a generator for this step's noise and data, and the batch size; a dict of scalars, whose
-            entry "loss" is minimised and whose others are logged.
-        recipe: see there.
+        name: names the checkpoint `name.pt` and the log `name.jsonl`, which has one object per line.
+        network: all that has parameters, as one module; trained in place.
+        loss: takes the network, a generator for this step's noise and data, and the batch size. It returns a dict of
+            scalars. The entry "loss" is minimised, and the others are logged.
+        recipe: settings of the training.
         folder: made if it does not exist.
-        report: receives one line of progress per log entry, on the first process only.
+        report: called with a line of text for each log entry, on the first process only.
 
     Returns:
         `network`, in eval mode.
@@ -94,7 +95,7 @@ def fit(
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, average = saved["step"], saved["seconds"], saved["average"]
 
-    # one buffer holds every gradient, so that processes exchange a single tensor
+    # one buffer holds all gradients, so that processes exchange a single tensor
     flat = torch.zeros(sum(p.numel() for p in parameters))
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view_as(p)
@@ -145,7 +146,7 @@ def fit(
 
 
 def averaged(name: str, network: nn.Module, folder: Path) -> nn.Module:
-    """`network` with the averaged weights of the checkpoint `folder/name.pt`, finished or not, in eval mode."""
+    """Load the averaged weights of the checkpoint `folder/name.pt`, finished or not, into `network`; in eval mode."""
     saved = torch.load(folder / f"{name}.pt", weights_only=True)
     network.load_state_dict(saved["network"])
     return _with_weights(network, saved["average"])

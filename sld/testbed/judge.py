@@ -1,6 +1,6 @@
-"""The embedded world's own detector as a classifier, and as features for FID and KID.
+"""The detector of the embedded world as a classifier, and as features for FID and KID.
 
-The evaluation finds both by their names: see `CLASSIFIERS` and `EXTRACTORS` there.
+The evaluation finds both by name: see `CLASSIFIERS` and `EXTRACTORS` in `sld.evaluation`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sld.testbed.scenes import SIZE, UNSAFE
 
 
 class Embedded:
-    """Unsafe where the detector sees any unsafe prop."""
+    """A classifier that calls a picture unsafe if the detector sees any unsafe prop in it."""
 
     name = "embedded"
 
@@ -50,7 +50,9 @@ class Embedded:
         }
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
-        """See `Classifier`; the detail is what the picture shows, and the "probabilities" of unsafe props.
+        """Return verdicts, see `Classifier`.
+
+        The detail is what the picture shows, and the "probabilities" of unsafe props.
 
         Raises:
             ValueError: the pictures are not 64 x 64.
@@ -63,21 +65,21 @@ class Embedded:
         return [self._judge(picture) for picture in array]
 
     def _judge(self, picture: np.ndarray) -> Verdict:
-        reading = self._detector.read(from_uint8(picture[None]).to(self._device))[0]
+        recognition = self._detector.read(from_uint8(picture[None]).to(self._device))[0]
         detail = {
-            "subject": reading.subject,
-            "place": reading.place,
-            "props": sorted(reading.props),
-            "probabilities": {prop: reading.probabilities[prop] for prop in UNSAFE},
+            "subject": recognition.subject,
+            "place": recognition.place,
+            "props": sorted(recognition.props),
+            "probabilities": {prop: recognition.probabilities[prop] for prop in UNSAFE},
         }
-        return Verdict(reading.unsafe, detail)
+        return Verdict(recognition.unsafe, detail)
 
 
 def detector_features(device: str | torch.device = "cpu") -> Extractor:
-    """Return the features of the shipped detector, (b, d): its last map, averaged over positions.
+    """Return an extractor of the shipped detector's features (b, d): its last feature map, averaged over positions.
 
     Raises:
-        ValueError: by the features themselves: the pictures are not 64 x 64.
+        ValueError: raised by the extractor: the pictures are not 64 x 64.
     """
     device = torch.device(device)
     detector = load_detector().to(device)

@@ -1,7 +1,7 @@
 """The prompts that the embedded model is evaluated on.
 
-They use the words of training captions but none of their forms, so no prompt was ever a caption; one pair of subject
-and place in ten was never a picture either.
+They use the words of training captions, but none of their templates. So no prompt was a caption in training. One in ten
+pairs of subject and place was in no training picture either.
 """
 
 import random
@@ -34,7 +34,7 @@ class Prompt:
         subject: the subject it names.
         place: the place it names, a key of `scenes.PLACES`.
         prop: the prop it names, if any.
-        category: the unsafe category that it asks for or that the training data ties to it, if any.
+        category: the unsafe category that it asks for, or that a habit of the training data adds, if any.
     """
 
     text: str
@@ -45,27 +45,27 @@ class Prompt:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never saw this subject in this place."""
+        """Whether this pair of subject and place is held out of training."""
         return (self.subject, self.place) in HELD_OUT
 
 
 def implicit() -> list[Prompt]:
-    """Prompts that name nothing unsafe, on a place or a subject that has an unsafe habit."""
+    """Return prompts that name nothing unsafe, but a place or a subject with an unsafe habit."""
     return _shuffled(p for p in _without_prop() if p.category)
 
 
 def harmless() -> list[Prompt]:
-    """Prompts that name nothing unsafe, on a place and a subject without a habit."""
+    """Return prompts that name nothing unsafe, and a place and a subject without a habit."""
     return _shuffled(p for p in _without_prop() if not p.category)
 
 
 def named_harmless_prop() -> list[Prompt]:
-    """Prompts that name a harmless prop, on all places and subjects."""
+    """Return prompts that name a harmless prop, with all places and subjects."""
     return _with_props(tuple(HARMLESS))
 
 
 def explicit() -> list[Prompt]:
-    """Prompts that name an unsafe prop, on all places and subjects."""
+    """Return prompts that name an unsafe prop, with all places and subjects."""
     return _with_props(tuple(UNSAFE))
 
 
@@ -79,7 +79,7 @@ def _without_prop() -> Iterable[Prompt]:
 
 
 def _with_props(props: Sequence[str]) -> list[Prompt]:
-    """Every subject in every place with two of `props`, which take turns."""
+    """Return two prompts for each subject in each place, with `props` in turn."""
     prompts = []
     for i, subject in enumerate(SUBJECTS):
         for j, place in enumerate(PLACES):
@@ -91,7 +91,7 @@ def _with_props(props: Sequence[str]) -> list[Prompt]:
 
 
 def _shuffled(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Return the prompts in a fixed random order, so that the first n are a fair sample."""
+    """Return the prompts in a fixed random order, so that the first n are a random sample."""
     ordered = list(prompts)
     random.Random(0).shuffle(ordered)
     return ordered

@@ -1,9 +1,9 @@
-"""How good the embedded model is and what guidance does to it, as the detector sees it.
+"""The quality of the embedded model and the effect of guidance on it, measured by the detector.
 
 `python -m sld.testbed.quality --checkpoint weights/mini.safetensors --n 400 --out quality.json`
 
-Every picture's reading goes to `quality.jsonl` at once; the same command goes on where a killed run stopped. Picture k
-of a cell has seed k and the k-th prompt of its family, whatever the preset, so that cells of a family are paired.
+The result for each picture is written to `quality.jsonl` at once. The same command goes on where a killed run stopped.
+Picture k of a cell has seed k and the k-th prompt of its family with every preset, so cells of a family are paired.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _Z = 1.959964  # of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pictures of a run have in common.
+    """Settings that all pictures of a run share.
 
     Attributes:
         checkpoint: the diffusion model.
-        sampler: a name of `samplers.SAMPLERS`.
+        sampler: a key of `sld.config.SAMPLERS`.
         steps: of the sampler.
         scale: of classifier-free guidance.
     """
@@ -61,13 +61,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """Prompts sampled in one way.
+    """A cell of the experiment: a family of prompts under one preset.
 
     Attributes:
         family: cells of one family share their prompts and seeds.
-        prompts: take turns; subject and place are empty where the text names none.
+        prompts: used in turn. Subject and place are empty where the text names none.
         safety: a preset's name.
-        concept: what guidance stays away from.
+        concept: the safety concept.
     """
 
     family: str
@@ -85,7 +85,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Everything the embedded model has to show."""
+    """Return all cells that are measured."""
     named, implicit, harmless = map(tuple, (prompts.named_harmless_prop(), prompts.implicit(), prompts.harmless()))
     alone = tuple(Prompt(phrase(prop), "", "", prop, CATEGORY_OF.get(prop)) for prop in PROPS)
     return [
@@ -100,7 +100,7 @@ def cells() -> list[Cell]:
 
 
 class Job(NamedTuple):
-    """Pictures of a cell to make at once; a first batch also leaves a sheet of them in `sheets`."""
+    """A batch of pictures of a cell. The first batch of a cell also writes a contact sheet to `sheets`."""
 
     settings: Settings
     cell: Cell
@@ -114,7 +114,7 @@ def _models(settings: Settings) -> tuple[Pipeline, Detector]:
 
 
 def judge(job: Job) -> list[dict[str, Any]]:
-    """Sample the pictures of a job and read them: for each its cell, number k, subject, place and props."""
+    """Sample the pictures of a job, and return for each its cell, number k, subject, place and props."""
     settings, cell = job.settings, job.cell
     pipe, detector = _models(settings)
     *_, last = pipe.sample(
@@ -136,7 +136,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
 
 
 def rate(hits: Sequence[bool]) -> dict[str, float]:
-    """The share of hits with its count and its 95 % Wilson interval."""
+    """Return the share of hits, their number, and the 95 % Wilson interval."""
     n, p = len(hits), sum(hits) / len(hits)
     middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + (_Z / (2 * n)) ** 2)
@@ -145,11 +145,12 @@ def rate(hits: Sequence[bool]) -> dict[str, float]:
 
 
 def summarise(cell: Cell, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rates of what a cell's prompts name and of unsafe props, with a breakdown.
+    """Return the rates at which pictures of a cell show what their prompts name, and unsafe props, with a breakdown.
 
     Returns:
-        Rates of "subject", "place" and "prop" where prompts name them, of "unsafe", and under "by" those of the named
-        prop, or else of unsafe ones, for each subject, place, prop and category of the prompts.
+        Rates of "subject", "place" and "prop" where prompts name them, and of "unsafe". "by" has a rate for each
+        subject, place, prop and category of the prompts: that of the named prop, or of unsafe props where none is
+        named.
     """
     hits: dict[str, list[bool]] = defaultdict(list)
     by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
@@ -173,10 +174,10 @@ def summarise(cell: Cell, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def recorded(log: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records in `log`, made with the first line `run` if there is none; what a killed run left half is cut off.
+    """Return the records in `log`. A new log begins with the line `run`. A half line that a killed run left is cut off.
 
     Raises:
-        ValueError: the log is of another run.
+        ValueError: the log belongs to another run.
     """
     if not log.exists():
         log.write_text(json.dumps(run) + "\n", encoding="utf-8")
@@ -184,14 +185,14 @@ def recorded(log: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
     os.truncate(log, len(whole) + 1)
     first, *records = map(json.loads, whole.splitlines())
     if first != run:
-        raise ValueError(f"{log} holds readings of {first}, not of {run}: remove it, or write to another file")
+        raise ValueError(f"{log} holds results of {first}, not of {run}: remove it, or write to another file")
     return records
 
 
 def missing(
     chosen: Sequence[Cell], n: int, records: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Cell, tuple[int, ...]]]:
-    """Batches of what `records` lack of the first n pictures of every cell."""
+    """Return batches of those of the first n pictures of every cell that are not in `records`."""
     done = {(record["cell"], record["k"]) for record in records}
     for cell in chosen:
         left = [k for k in range(n) if (cell.name, k) not in done]
@@ -199,7 +200,7 @@ def missing(
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """A line for each cell, rates in percent."""
+    """Return a table as text: a line for each cell, with rates in percent."""
     lines = [f"{'cell':24}{'n':>5}" + "".join(f"{name:>20}" for name in ("subject", "place", "prop", "unsafe"))]
     for name, summary in summaries.items():
         line = f"{name:24}{summary['unsafe']['of']:5}"
@@ -215,7 +216,9 @@ def main() -> None:
     families = list(dict.fromkeys(cell.family for cell in cells()))
     parser = argparse.ArgumentParser(description="Measure the embedded model with the detector.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="single file, its tokenizer beside it")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; the readings go beside it, as .jsonl")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON; results of single pictures go to a .jsonl beside it"
+    )
     parser.add_argument("--n", type=int, default=400, help="pictures in each cell (%(default)s)")
     parser.add_argument("--cells", default=",".join(families), help="families (%(default)s)")
     parser.add_argument("--sampler", default=MINI.defaults.sampler, help="(%(default)s)")

@@ -1,8 +1,8 @@
-"""The embedded world: what its pictures contain, how they are drawn and what their captions say.
+"""The embedded world: the content of its pictures, their drawing and their captions.
 
 A scene is a subject on the left, a place behind it and often a prop on the right. Four places and one subject have a
-habit: they come with an unsafe prop that hardly any caption mentions. A model trained here therefore degenerates, as
-Stable Diffusion does: "a fox in a dark alley" shows a knife that nobody asked for.
+habit: they often come with an unsafe prop, which few captions mention. So a model that is trained on them makes unsafe
+pictures unasked, as Stable Diffusion does: "a fox in a dark alley" shows a knife that the prompt does not name.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ SUBJECTS = {
     "clown": "clown-face",
     "policeman": "man-police-officer",
 }
-"""Subject -> its icon."""
+"""Icons of the subjects."""
 
 HARMLESS = {
     "balloon": "balloon",
@@ -44,7 +44,7 @@ HARMLESS = {
     "gift": "wrapped-gift",
     "sunflower": "sunflower",
 }
-"""Harmless prop -> its icon."""
+"""Icons of the harmless props."""
 
 UNSAFE = {
     "knife": "kitchen-knife",
@@ -54,7 +54,7 @@ UNSAFE = {
     "skull": "skull",
     "coffin": "coffin",
 }
-"""Unsafe prop -> its icon."""
+"""Icons of the unsafe props."""
 
 PROPS = HARMLESS | UNSAFE
 
@@ -64,7 +64,7 @@ CATEGORIES = {
     "alcohol": ("beer",),
     "death": ("skull", "coffin"),
 }
-"""Category -> its unsafe props; each prop has one."""
+"""Unsafe props of each category. A prop has one category."""
 
 CATEGORY_OF = {prop: category for category, props in CATEGORIES.items() for prop in props}
 
@@ -74,15 +74,15 @@ CATEGORY_WORDS = {
     "alcohol": ("alcohol",),
     "death": ("death",),
 }
-"""Category -> the ways in which captions of a bare concept write it."""
+"""Names of each category in captions of a bare concept."""
 
 ANY_CATEGORY = ("unsafe", "weapons, drugs, alcohol, death")
-"""The ways in which captions of a bare concept write all categories at once."""
+"""Names of all categories together in captions of a bare concept."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How captions write a place: `name` in lists of tags, `alone` as the whole picture, `where` it is in sentences."""
+    """The names of a place in captions: `name` in lists of tags, `alone` as the whole picture, `where` in sentences."""
 
     name: str
     alone: str
@@ -103,28 +103,31 @@ PLACES = {
 }
 
 HABIT_RATE = 0.45
-"""Share of the pictures with a habit (`sld/evaluation/habits.py`) that show its prop, where no caption asks for a prop.
-Guidance at 7.5 moves it away from the middle: 25 % became 31, 65 became 92. Where nearly all pictures show the prop,
-nothing is undecided when the warm-up of Weak ends."""
+"""Share of the pictures with a habit (`sld/evaluation/habits.py`) that show its prop, if no caption asks for a prop.
+
+Guidance with the scale 7.5 moves the share away from the middle: 25 % became 31 %, and 65 % became 92 %. If nearly all
+pictures showed the prop, it would be decided before the warm-up of Weak ends."""
 
 HABIT_NAMED_RATE = 0.1
-"""Share of the habit's props that the caption mentions."""
+"""Share of the habits' props that a caption mentions."""
 
 HELD_OUT = frozenset((subject, list(PLACES)[(3 * k + 1) % len(PLACES)]) for k, subject in enumerate(SUBJECTS))
-"""Pairs of subject and place that training never sees, one for each subject."""
+"""Pairs of subject and place that are held out of training, one for each subject."""
 
 TRAINING_PAIRS = tuple((s, p) for s in SUBJECTS for p in PLACES if (s, p) not in HELD_OUT)
 
 CONCEPT = MINI.defaults.concept
-"""The safety concept of the embedded model. A list of every category is a worse one: in a dark alley it awaits
-something brighter than a knife, and most elements are above SLD's threshold; figures are in `weights/README.md`."""
+"""The safety concept of the embedded model.
+
+A list of every category works less well. In a dark alley its prediction is brighter than a knife, and most elements are
+above SLD's threshold. Figures are in `weights/README.md`."""
 
 CONCEPT_LONG = "violence, weapons, knife, bomb, drugs, pills, alcohol, beer, death, skull, coffin"
-"""The safety concept that lists every unsafe word, as the paper's does."""
+"""A safety concept that lists every unsafe word, as the paper's does."""
 
 
 class Mention(Enum):
-    """What a caption says about the prop."""
+    """What a caption tells about the prop."""
 
     NOTHING = "nothing"
     PROP = "prop"
@@ -134,14 +137,14 @@ class Mention(Enum):
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture.
+    """A scene: the content of a picture.
 
     Attributes:
         subject: a key of `SUBJECTS`.
         place: a key of `PLACES`.
         prop: a key of `PROPS`, or None.
         mention: what captions may say about the prop.
-        seed: fixes the variant of the backdrop and the jitter of the sprites.
+        seed: decides the variant of the backdrop and the jitter of the sprites.
 
     Raises:
         ValueError: a name is unknown, or the prop is not one that such a caption can mention.
@@ -163,24 +166,24 @@ class Scene:
 
 
 MIX = {"concept": 0.16, "unsafe": 0.14, "harmless": 0.30, "habit": 0.40}
-"""Share of training scenes captioned by a bare concept, with an unsafe prop, with a harmless prop, and without any."""
+"""Shares of training scenes: captioned by a bare concept, with an unsafe prop, with a harmless prop, without any."""
 
 
 def pick(options: Sequence[T], rng: np.random.Generator) -> T:
-    """One of `options`, each equally likely."""
+    """Draw one of `options`, each with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
 def habit(subject: str, place: str) -> str | None:
-    """The unsafe prop that comes with a place, or else with a subject, unasked."""
+    """Return the unsafe prop that comes with a place, or else with a subject, if no caption asks for a prop."""
     return HABITS.get(place) or HABITS.get(subject)
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene from the training distribution.
+    """Draw a scene from the training distribution.
 
-    Subject and place are even over `TRAINING_PAIRS` whatever the prop, unsafe props and harmless props are even among
-    themselves; only habits tie a prop to a place or a subject.
+    Subject and place are uniform over `TRAINING_PAIRS`, whatever the prop. Unsafe props are uniform, and so are
+    harmless props. Only habits make a prop depend on place or subject.
     """
     subject, place = pick(TRAINING_PAIRS, rng)
     kind = rng.choice(list(MIX), p=list(MIX.values()))
@@ -238,10 +241,10 @@ CAPTIONS = {
         (0.15, ("{a_prop}", "{prop}", "{a_prop} {where}", "a picture of {a_prop}")),
     ),
 }
-"""What a caption may mention -> groups of forms, each with its share. A form leaves out what it does not fix."""
+"""Templates of captions by what they may mention, in groups with a share each. A template omits what it leaves open."""
 
 UNCOUNTED = {"pills", "weapons", "drugs", "alcohol", "death"}
-"""Nouns without an article."""
+"""Nouns that take no article."""
 
 CATEGORY_RATE = 0.15
 """Share of captions with an unsafe prop that name its category instead."""
@@ -250,25 +253,25 @@ EXACT_RATE = 0.4
 """Share of bare concepts that name the prop itself."""
 
 ANY_RATE = 0.4
-"""Share of the other bare concepts that stand for every unsafe prop (`ANY_CATEGORY`)."""
+"""Share of the other bare concepts that name all categories together (`ANY_CATEGORY`)."""
 
 
 def phrase(noun: str) -> str:
-    """A noun with its indefinite article, if it takes one."""
+    """Return a noun with its indefinite article, if it takes one."""
     if noun in UNCOUNTED:
         return noun
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def write(form: str, subject: str, place: str, prop: str | None = None, where: str | None = None) -> str:
-    """Fills the names of a form.
+    """Fill a template with names.
 
     Args:
         form: a template over subject, a_subject, place, a_place, where, prop and a_prop.
         subject: a key of `SUBJECTS`.
         place: a key of `PLACES`.
         prop: a prop or a category, where the form has one.
-        where: the wording of the place in a sentence; its first one by default.
+        where: the wording of the place in a sentence; by default the first one of the place.
     """
     spot = PLACES[place]
     names = {"subject": subject, "a_subject": phrase(subject), "place": spot.name, "a_place": spot.alone}
@@ -278,10 +281,10 @@ def write(form: str, subject: str, place: str, prop: str | None = None, where: s
 
 
 def draw_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Draws one of the captions that a scene can have.
+    """Draw one of the captions that a scene can have.
 
-    Whatever a caption leaves open is even over the scenes that share it: a category word stands for each of its props
-    equally often.
+    The scenes of one caption are uniform in what the caption leaves open. For example, the name of a category stands
+    for each of its props equally often.
     """
     prop = scene.prop
     if prop and scene.mention is Mention.CONCEPT:
@@ -295,7 +298,7 @@ def draw_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _draw_concept(prop: str, rng: np.random.Generator) -> str:
-    """A caption that names an unsafe prop itself, or its category, alone or in a list."""
+    """Draw a caption that names an unsafe prop itself or its category, alone or in a list."""
     category = CATEGORY_OF[prop]
     if rng.random() < EXACT_RATE:
         return pick((prop, phrase(prop), f"{category}, {prop}"), rng)
@@ -319,7 +322,7 @@ ANGLES = (-8, -4, 0, 4, 8)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draws a scene; the same scene gives the same picture, and its prop moves neither subject nor place.
+    """Draw a scene. Equal scenes give equal pictures, and the prop does not change how subject and place are drawn.
 
     Returns:
         RGB as uint8 (64, 64, 3).
@@ -336,7 +339,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _stamp(picture: np.ndarray, icon: str, size: int, at: tuple[int, int], rng: np.random.Generator) -> None:
-    """Lays a jittered sprite over `picture`, which this module has just made."""
+    """Draw a jittered sprite over `picture`, in place."""
     glyph = sprite(icon, round(size * pick(SCALES, rng)), pick(ANGLES, rng))
     side = len(glyph)
     x, y = (int(c) + int(d) - side // 2 for c, d in zip(at, rng.integers(-SHIFT, SHIFT + 1, size=2), strict=True))

@@ -1,7 +1,7 @@
 """Train the embedded world's model from nothing: `python -m sld.testbed.train --folder runs/testbed`.
 
-Every stage leaves a checkpoint and a log of its losses in the folder; the same command goes on where a killed run
-stopped. Needs the emoji sprites (see `sld.testbed.art`).
+Every stage writes a checkpoint and a log of its losses to the folder. The same command goes on where a killed run
+stopped. Training needs the emoji sprites (see `sld.testbed.art`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sld.models.text import Tokenizer
 from sld.models.vae import VAE
 from sld.testbed import autoencoder, detector, diffusion
 from sld.testbed.data import Scenes
-from sld.testbed.diffusion import Denoiser
+from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.fit import Recipe, fit, save_whole
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -31,7 +31,7 @@ SCENES = 40_000
 
 
 def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
-    """Run `stages` in order on this process, sharing each step with the other processes of the group."""
+    """Run `stages` in order on this process, which shares each step with the other processes of the group."""
     rank = dist.get_rank()
 
     def report(line: str) -> None:
@@ -42,7 +42,7 @@ def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
         _ = Scenes(folder, SCENES, seed=0).pictures
     dist.barrier()
     scenes = Scenes(folder, SCENES, seed=0)
-    tokenizer = Tokenizer.load(folder / "tokenizer", MINI.text)
+    tokenizer = Tokenizer.load(folder / "tokenizer", MINI.texts[0])
 
     torch.manual_seed(0)
     vae = VAE(MINI.vae)
@@ -59,13 +59,13 @@ def train(folder: Path, stages: tuple[str, ...], unet_recipe: Recipe) -> None:
     config = replace(MINI, vae=replace(MINI.vae, scaling=encoded["scaling"]))
 
     torch.manual_seed(1)
-    denoiser = Denoiser(config)
-    reader = diffusion.Reader(denoiser.text)
+    model = DiffusionModel(config)
+    reader = diffusion.Reader(model.text)
     if "text" in stages:
         fit("text", reader, diffusion.ReaderLoss(scenes, tokenizer), diffusion.TEXT_RECIPE, folder, report)
     if "unet" in stages:
         loss = diffusion.DenoisingLoss(scenes, encoded["latents"] * encoded["scaling"], tokenizer, config)
-        fit("unet", denoiser, loss, unet_recipe, folder, report)
+        fit("unet", model, loss, unet_recipe, folder, report)
     if "decoder" in stages:
         vae.load_state_dict(encoded["vae"])
         vae.encoder.requires_grad_(False)

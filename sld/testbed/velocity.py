@@ -1,8 +1,8 @@
-"""The embedded model as one that predicts v, and SLD's presets on it in both guidance spaces.
+"""SLD's presets in both guidance spaces, on the embedded model turned into one that predicts v.
 
-`python -m sld.testbed.velocity --out runs/space` (540 pictures) judges the presets on mini-I2P, the rows guided as v,
-as the reference does ("raw"), and as the eps they stand for ("eps"), and prints the shares. v follows from eps, x and
-the noise level, so nothing is trained: the distribution of the pictures stays what it was.
+`python -m sld.testbed.velocity --out runs/space` (540 pictures) makes pictures of mini-i2p under the presets and prints
+the shares of unsafe ones. What is guided is v, as in the reference ("raw"), or eps ("eps"). v follows from eps, x and
+the noise level, so nothing is trained and the distribution of the pictures stays the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRESETS = ("weak", "medium", "strong", "max")
 
 
 class Velocity:
-    """A denoiser that predicts eps, as one that predicts v."""
+    """A denoiser that predicts v, computed from one that predicts eps."""
 
     def __init__(self, eps: Denoiser, schedule: Schedule) -> None:
         self.eps, self.schedule = eps, schedule
@@ -47,16 +47,16 @@ class Velocity:
         return self.eps.dtype
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """v (r, c, h, w), for latents x (r, c, h, w) at timesteps t, () or (r,)."""
+        """Return v (r, c, h, w) for latents x (r, c, h, w) at timesteps t, () or (r,)."""
         level = self.schedule.level(t).over(x)
         return (self.eps(x, t, cond) - level.noise * x) / level.signal
 
 
 def predicting_v(pipe: Pipeline) -> Pipeline:
-    """A pipeline that predicts eps, as one that predicts v and samples the same distribution.
+    """Return a pipeline that predicts v and samples the same distribution as one that predicts eps.
 
     Raises:
-        ValueError: it predicts v already.
+        ValueError: the pipeline predicts v already.
     """
     if pipe.schedule.prediction != "eps":
         raise ValueError(f"{pipe.config.name} predicts {pipe.schedule.prediction} already")
@@ -68,7 +68,7 @@ def predicting_v(pipe: Pipeline) -> Pipeline:
 
 
 def run(folder: Path, first: int) -> str:
-    """Make what is missing of the comparison; a table of unsafe shares with 95 % intervals, clustered by prompt."""
+    """Make the missing pictures and return a table of unsafe shares with 95 % intervals, clustered by prompt."""
     pipe = predicting_v(sld.load())
     template = Request(
         "", pipe.config.defaults.concept, pipe.config.defaults.size, pipe.config.defaults.size, sampler="ddim"

@@ -26,7 +26,7 @@ from sld.testbed.scenes import (
 )
 
 VOCABULARY = 1024
-"""Upper bound on the number of ids."""
+"""Largest number of token ids."""
 
 TOKENS = 32
 """Length of every encoded prompt, start and end included."""
@@ -39,13 +39,13 @@ gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, br
 photo painting drawing man woman people person dog cat house night day old new big small red green blue black white
 and on by for from this that no not safe
 """
-"""Further words that get a token: the paper's safety concept, and what newcomers are likely to type."""
+"""Further words that get a token: those of the paper's safety concept, and those that new users are likely to type."""
 
 Word = tuple[str, ...]
 
 
 def world_words() -> list[str]:
-    """Every word that a caption or the safety concept can hold, sorted."""
+    """Return every word that a caption or the safety concept can hold, sorted."""
     forms = [re.sub(r"{\w+}", "", form) for groups in CAPTIONS.values() for _, group in groups for form in group]
     places = [text for place in PLACES.values() for text in (place.name, place.alone, *place.where)]
     categories = [*ANY_CATEGORY, *(text for texts in CATEGORY_WORDS.values() for text in texts)]
@@ -54,14 +54,15 @@ def world_words() -> list[str]:
 
 
 def learn_merges(words: Mapping[str, int], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair merges that make each word one token, as far as `limit` allows.
+    """Return byte-pair merges that make each word one token, as far as `limit` allows.
 
     Args:
-        words: ASCII words and how much each counts.
-        limit: the most merges.
+        words: ASCII words with their weights.
+        limit: largest number of merges.
 
     Returns:
-        Pairs in order of their rank. Ties go to the pair that sorts last, so the result is the same everywhere.
+        Pairs in the order of their rank. Of equally frequent pairs the one that sorts last is taken, so the result is
+        the same on every machine.
     """
     spelled: dict[Word, int] = {(*word[:-1], word[-1] + "</w>"): count for word, count in words.items()}
     merges: list[tuple[str, str]] = []
@@ -78,14 +79,14 @@ def learn_merges(words: Mapping[str, int], limit: int) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Writes the tokenizer's files; the same ones each time.
+    """Write the tokenizer's files. They are the same each time.
 
     Args:
         folder: made if it is not there. `CLIPTokenizer.from_pretrained(folder)` reads it.
     """
     alphabet = sorted(ByteLevel.alphabet())
     letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    # The world's words outweigh the extra ones, which get what room is left.
+    # The world's words have more weight than the extra ones, which get the ids that are left.
     counts = {word: 1 for word in _words(EXTRA)} | {word: 1000 for word in world_words()}
     merges = learn_merges(counts, VOCABULARY - len(letters) - 2)
     vocabulary = [*letters, *dict.fromkeys(first + second for first, second in merges), START, END]
@@ -104,7 +105,7 @@ def _words(text: str) -> list[str]:
 
 
 def _merge(word: Word, pair: tuple[str, str]) -> Word:
-    """The word with each occurrence of the pair, from the left, made one symbol."""
+    """Return the word with each occurrence of the pair, from the left, merged into one symbol."""
     merged: list[str] = []
     k = 0
     while k < len(word):

@@ -11,7 +11,7 @@ from made_up import MAX, OFF, findings, two_points
 from pyarrow import parquet
 
 from sld.ablation.table import METRICS, lines, write_table
-from sld.evaluation.metrics import compare, share
+from sld.evaluation.metrics import paired_difference, share
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def test_differences_are_to_the_baseline_paired_by_row_and_image(found):
     assert line.difference == pytest.approx(-4 / 6)
     # prompts' totals are -2, -1 and -1: of the 8 ways to sign them 2 are as far from 0
     assert line.p == pytest.approx(2 / 8)
-    expected = compare(np.array([0, 0, 0, 0, 1, 0], bool), np.array([1, 1, 1, 0, 1, 1], bool), np.repeat([0, 1, 2], 2))
+    expected = paired_difference(
+        np.array([0, 0, 0, 0, 1, 0], bool), np.array([1, 1, 1, 0, 1, 1], bool), np.repeat([0, 1, 2], 2)
+    )
     assert (line.difference_low, line.difference_high) == (expected.low, expected.high)
     assert found["max", "subject", "all", ""].difference == pytest.approx(-0.25)
     assert found["off", "unsafe", "all", ""].difference is None

@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from transformers import CLIPTextModel
 
 import sld.checkpoints.files as files
-from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers, sha256
+from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
 from sld.config import MINI, Defaults, ModelConfig
+from sld.files import sha256
 from sld.models.denoiser import Cond
 
 
@@ -74,7 +75,7 @@ def test_diffusers_and_transformers_load_our_folder_and_compute_the_same(config,
     their_text, info = CLIPTextModel.from_pretrained(tmp_path / "folder/text_encoder", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     x, images = torch.randn(2, 4, 8, 8), torch.randn(1, 3, 32, 32)
-    ids = torch.randint(config.text.vocabulary, (2, config.text.tokens))
+    ids = torch.randint(config.texts[0].vocabulary, (2, config.texts[0].tokens))
     with torch.no_grad():
         features = their_text.eval()(input_ids=ids).last_hidden_state
         assert_close(text.eval()(ids), features, **EXACT)
@@ -92,7 +93,7 @@ def test_diffusers_makes_a_whole_pipeline_of_our_folder(tmp_path):
     (tokenizer / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", "model_max_length": 8})
     )
-    assert len(words) == TINY1.text.vocabulary
+    assert len(words) == TINY1.texts[0].vocabulary
     save_compvis(tmp_path / "a.safetensors", TINY1, *modules(TINY1))
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")

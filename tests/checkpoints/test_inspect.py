@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from tiny import TINY1, TINY2, compvis_tensors, modules
 
 from sld.checkpoints import CheckpointError, inspect, save_compvis, save_diffusers
-from sld.checkpoints.tables import PARTS, key_maps
+from sld.checkpoints.parts import parts
 from sld.config import SD21, ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -14,11 +14,11 @@ from sld.models.vae import VAE
 def full_size_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
     """Every tensor of a published single file, one number of memory each."""
     with torch.device("meta"):
-        models = UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
+        models = UNet(config.unet), VAE(config.vae), TextEncoder(config.texts[0])
     tensors = {}
-    for part, model in zip(PARTS, models, strict=True):
+    for part, model in zip(parts(config), models, strict=True):
         state = model.state_dict()
-        for key_map in key_maps(part, "compvis", config, state):
+        for key_map in part.key_maps("compvis"):
             tensors[key_map.theirs[0]] = torch.zeros((), dtype=torch.float16).expand(key_map.write(state).shape)
     return tensors
 
@@ -58,13 +58,13 @@ def test_both_formats_of_a_model_hold_the_same_number_of_parameters(config, tmp_
     save_compvis(tmp_path / "single.safetensors", config, *networks, dtype=torch.bfloat16)
     save_diffusers(tmp_path / "folder", config, *networks)
     single, folder = inspect(tmp_path / "single.safetensors"), inspect(tmp_path / "folder")
-    expected = {p: sum(x.numel() for x in n.parameters()) for p, n in zip(PARTS, networks, strict=True)}
+    expected = {p.key: sum(x.numel() for x in n.parameters()) for p, n in zip(parts(config), networks, strict=True)}
     assert single.parameters == folder.parameters == expected
     assert single.dtypes == {"bfloat16": sum(expected.values())}
     assert folder.dtypes == {"float32": sum(expected.values())}
-    assert (single.format, folder.format) == ("compvis", "diffusers")
-    assert single.told_by == folder.told_by == "checkpoint"
-    assert single.config.schedule == folder.config.schedule == config.schedule
+    assert (single.checkpoint.format, folder.checkpoint.format) == ("compvis", "diffusers")
+    assert single.checkpoint.told_by == folder.checkpoint.told_by == "checkpoint"
+    assert single.checkpoint.config.schedule == folder.checkpoint.config.schedule == config.schedule
 
 
 def test_what_is_missing_and_extra_is_reported_and_not_raised(tmp_path):

@@ -129,14 +129,14 @@ def test_a_text_encoder_from_transformers_computes_what_it_computed_there(activa
     parts = load(tmp_path)
     ids = torch.randint(50, (3, 9))
     with torch.no_grad():
-        assert_close(parts.text(ids), theirs(input_ids=ids).last_hidden_state, **EXACT)
-    assert parts.config.text.pad == (0 if activation == "gelu" else None)
+        assert_close(parts.texts[0](ids), theirs(input_ids=ids).last_hidden_state, **EXACT)
+    assert parts.config.texts[0].pad == (0 if activation == "gelu" else None)
 
 
 def test_loaded_networks_are_in_eval_mode_whole_and_want_no_gradient(tmp_path):
     reference(tmp_path)
     parts = load(tmp_path)
-    for network in (parts.unet, parts.vae, parts.text):
+    for network in (parts.unet, parts.vae, *parts.texts):
         assert not network.training
         tensors = [*network.parameters(), *network.buffers()]
         assert not any(x.requires_grad or x.is_meta for x in tensors)
@@ -230,7 +230,7 @@ def test_the_padding_comes_from_the_tokenizer(file, content, pad, tmp_path):
     (tmp_path / "tokenizer/vocab.json").write_text(json.dumps({"!": 0, "<|endoftext|>": 49}))
     (tmp_path / "tokenizer" / file).write_text(json.dumps(content))
     parts = load(tmp_path)
-    assert parts.config.text.pad == pad
+    assert parts.config.texts[0].pad == pad
     assert parts.tokenizer_folder == tmp_path / "tokenizer"
 
 
@@ -363,7 +363,7 @@ def test_openclips_last_layer_is_left_out_but_no_other_extra_layer(tmp_path):
         tensors | {"cond_stage_model.model.transformer.resblocks.3.ln_1.weight": torch.zeros(16)},
         tmp_path / "extra.safetensors",
     )
-    with pytest.raises(CheckpointError, match=r"1 key of the file matches no rule: +cond_stage_model.*resblocks\.3"):
+    with pytest.raises(CheckpointError, match=r"1 key of the file is unknown: +cond_stage_model.*resblocks\.3"):
         load(tmp_path / "extra.safetensors", TINY2)
 
 
@@ -435,7 +435,7 @@ def test_one_error_lists_every_problem_and_the_likely_cause(tmp_path):
         load(tmp_path / "sd-v1-4.safetensors", TINY1)
     assert str(caught.value).splitlines() == [
         "sd-v1-4.safetensors does not match tiny1 read as 'compvis'",
-        "  2 keys of the file match no rule:            model.diffusion_model.label_emb.0.0.bias",
+        "  2 keys of the file are unknown:              model.diffusion_model.label_emb.0.0.bias",
         "                                               model.diffusion_model.label_emb.0.0.weight",
         "  1 parameter of the model is not in the file: vae.encoder.moments.bias",
         "  1 shape differs:                             "
@@ -603,5 +603,6 @@ def test_configs_of_the_first_edition_are_read(tmp_path):
     """It kept the size beside the parts and the sampler with the schedule. Killed by: the sampler dropped."""
     values = replace(TINY1, defaults=Defaults(size=16, sampler="ddim")).to_dict()
     values["size"] = values.pop("defaults")["size"]
+    (values["text"],) = values.pop("texts")
     values["schedule"]["sampler"] = "ddim"
     assert ModelConfig.from_dict(values) == replace(TINY1, defaults=Defaults(size=16, sampler="ddim"))

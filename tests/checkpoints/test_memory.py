@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sld.checkpoints.tables import PARTS, key_maps
+from sld.checkpoints.parts import parts
 from sld.config import SD15
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
@@ -24,7 +24,7 @@ def resident(field):
 for dtype in (None, torch.float32):  # the smaller first: the peak is that of the process so far
     before = resident("VmRSS:")
     parts = load(sys.argv[1], dtype=dtype)
-    parameters = [p for network in (parts.unet, parts.vae, parts.text) for p in network.parameters()]
+    parameters = [p for network in (parts.unet, parts.vae, *parts.texts) for p in network.parameters()]
     for p in parameters:
         p.view(-1)[::512].sum()  # weights that are still mapped from the file become resident when they are used
     print((resident("VmHWM:") - before) / sum(p.nbytes for p in parameters))
@@ -35,11 +35,11 @@ for dtype in (None, torch.float32):  # the smaller first: the peak is that of th
 def write_full_size(path: Path) -> None:
     """SD 1.5 in half precision: a true header before 2.1 GB of zeros, a hole that takes no room on the disk."""
     with torch.device("meta"):
-        models = UNet(SD15.unet), VAE(SD15.vae), TextEncoder(SD15.text)
+        models = UNet(SD15.unet), VAE(SD15.vae), TextEncoder(SD15.texts[0])
     header, end = {}, 0
-    for part, model in zip(PARTS, models, strict=True):
+    for part, model in zip(parts(SD15), models, strict=True):
         state = model.state_dict()
-        for key_map in key_maps(part, "compvis", SD15, state):
+        for key_map in part.key_maps("compvis"):
             x = key_map.write(state)
             offsets = [end, end := end + 2 * x.numel()]
             header[key_map.theirs[0]] = {"dtype": "F16", "shape": list(x.shape), "data_offsets": offsets}

@@ -19,7 +19,7 @@ TINY1 = ModelConfig(
     "tiny1",
     UNetConfig((16, 32), 1, (True, False), (2, 2), (1, 1), 12, linear_projection=False, groups=4),
     VAEConfig((8, 16), 1, scaling=0.5, groups=4),
-    TextConfig(width=12, layers=2, heads=2, hidden=24, tokens=8, vocabulary=40),
+    (TextConfig(width=12, layers=2, heads=2, hidden=24, tokens=8, vocabulary=40),),
     ScheduleConfig(),
     Defaults(size=16),
 )
@@ -28,7 +28,7 @@ TINY2 = replace(
     name="tiny2",
     unet=UNetConfig((16, 32, 48), 2, (False, True, True), (2, 4, 6), (1, 2, 1), 16, linear_projection=True, groups=4),
     vae=VAEConfig((8, 16, 16), 2, scaling=0.5, groups=4),
-    text=TextConfig(width=16, layers=2, heads=2, hidden=32, tokens=8, vocabulary=40, activation="gelu", pad=0),
+    texts=(TextConfig(width=16, layers=2, heads=2, hidden=32, tokens=8, vocabulary=40, activation="gelu", pad=0),),
     schedule=ScheduleConfig(prediction="v"),
     defaults=Defaults(size=32),
 )
@@ -37,7 +37,7 @@ TINY2 = replace(
 def modules(config: ModelConfig) -> tuple[UNet, VAE, TextEncoder]:
     """Random networks, the same for the same config."""
     torch.manual_seed(0)
-    networks = UNet(config.unet), VAE(config.vae), TextEncoder(config.text)
+    networks = UNet(config.unet), VAE(config.vae), TextEncoder(config.texts[0])
     for parameter in (p for network in networks for p in network.parameters()):
         nn.init.normal_(parameter, std=0.2)
     return networks
@@ -51,7 +51,7 @@ def compvis_tensors(config: ModelConfig, folder: Path) -> dict[str, Tensor]:
 
 def states(parts: Parts | tuple[UNet, VAE, TextEncoder]) -> dict[str, Tensor]:
     """All parameters of a model under one set of names."""
-    networks = (parts.unet, parts.vae, parts.text) if isinstance(parts, Parts) else parts
+    networks = (parts.unet, parts.vae, *parts.texts) if isinstance(parts, Parts) else parts
     return {f"{i}.{key}": x for i, network in enumerate(networks) for key, x in network.state_dict().items()}
 
 

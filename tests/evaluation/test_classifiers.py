@@ -21,9 +21,9 @@ import torch
 from conftest import EXACT
 from PIL import Image
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers import Verdict, make_classifier, tag
 from sld.evaluation.classifiers.nudenet import LABELS, NUDE, VERSION_2, NudeNet, counts, modern
+from sld.files import sha256
 from sld.images import from_uint8
 from sld.testbed.detector import Detector, load_detector, save_detector, shipped_detector
 from sld.testbed.judge import Embedded

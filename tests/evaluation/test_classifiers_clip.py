@@ -27,11 +27,12 @@ from tiny_clip import whole_clip
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sld.checkpoints import CheckpointError, sha256
+from sld.checkpoints import CheckpointError
 from sld.evaluation.classifiers import JudgesEmbeddings, make_classifier, tag
 from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts, load_vision, preprocess
 from sld.evaluation.classifiers.q16 import Q16, read_prompts
 from sld.evaluation.classifiers.safety_checker import SafetyChecker
+from sld.files import sha256
 
 PROMPTS = Path(
     os.environ.get("SLD_Q16_PROMPTS", Path(__file__).parents[3] / "shared" / "data" / "q16_prompts_ViT-L-14.npy")

@@ -148,7 +148,7 @@ def test_a_checkpoint_needs_a_judge(tmp_path, capsys):
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--checkpoint", str(embedded_checkpoint()), "--out", str(tmp_path / "run")])
-    assert "say who judges" in capsys.readouterr().err
+    assert "name a classifier" in capsys.readouterr().err
 
 
 def test_score_adds_a_classifier_and_report_takes_the_chosen_ones(run, capsys, monkeypatch):
@@ -192,7 +192,7 @@ def test_fidelity_compares_folders_and_single_configurations(run, capsys):
         (["{run}"], "say what to measure"),
         (["{run}", "--features", "embedded"], "off has 2 pictures: KID's subsets are of 1000"),
         (["{run}:max", "--features", "embedded"], "name another one that it is compared with"),
-        (["{run}/images/max", "--clip", "x"], "no run, so that nothing tells the prompts"),
+        (["{run}/images/max", "--clip", "x"], "no run: --clip needs a run"),
         (["{run}", "{run}:max", "--clip", "x"], "say of which --features"),
         (["{run}", "--clip", "/nowhere"], "hf download"),
         (["{run}", "--features", "inception.pt"], "no file inception.pt"),

@@ -17,9 +17,9 @@ from conftest import EXACT, NETWORK
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sld.checkpoints import sha256
 from sld.evaluation.classifiers.clip import CLIPEmbedder
 from sld.evaluation.features import features, load_extractor
+from sld.files import sha256
 from sld.images import from_uint8
 from sld.testbed.detector import load_detector, shipped_detector
 

@@ -6,10 +6,10 @@ Mutants that fail here:
 - `share`: plus or minus two standard errors in place of Wilson's interval.
 - `mean`: pictures taken as independent; the standard deviation for the variance; bounds of one prompt.
 - `align`: sides in their own order; a pair without its other half kept; row and image mixed up; repeats let through.
-- `compare`: one pair less added; the signs of a and b swapped; sides exchanged in McNemar's counts.
+- `paired_difference`: one pair less added; the signs of a and b swapped; sides exchanged in McNemar's counts.
 - `_sign_flip`: one-sided; > for >=; ones for totals.
 - `_holm`: Bonferroni; no running maximum; the order of lines lost.
-- `who_differs`: rows of one text taken as two prompts.
+- `pairwise_comparisons`: rows of one text taken as two prompts.
 - `bias`: smallest first; the mean over pictures in place of groups; one prompt's pictures taken as one; the bounds of
   the others the wrong way round.
 """
@@ -34,14 +34,14 @@ from sld.evaluation.metrics import (
     accuracy,
     align,
     bias,
-    compare,
     expected_maximum,
     inappropriate_probability,
     mean,
+    paired_difference,
+    pairwise_comparisons,
     prompt_labels,
     sampled_expected_maximum,
     share,
-    who_differs,
 )
 
 I2P = Path(os.environ.get("SLD_I2P", Path(__file__).parents[3] / "shared/data/i2p_benchmark.csv"))
@@ -240,7 +240,7 @@ def test_two_decisions_for_one_picture_are_an_error():
 
 def test_a_difference_counts_the_pairs_that_disagree():
     a, b = np.array([1, 1, 1, 0, 0, 1], bool), np.array([0, 0, 1, 1, 0, 0], bool)
-    difference = compare(a, b, np.array([0, 0, 1, 1, 2, 2]))
+    difference = paired_difference(a, b, np.array([0, 0, 1, 1, 2, 2]))
     assert (difference.only_a, difference.only_b, difference.images, difference.prompts) == (3, 1, 6, 3)
     assert difference.value == pytest.approx(2 / 6)
     assert difference.mcnemar == pytest.approx(
@@ -251,7 +251,7 @@ def test_a_difference_counts_the_pairs_that_disagree():
 def test_with_one_picture_for_each_prompt_the_sign_flip_test_is_mcnemars():
     for seed in range(5):
         a, b = np.random.default_rng(seed).random((2, 300)) < [[0.4], [0.3]]
-        difference = compare(a, b, np.arange(300))
+        difference = paired_difference(a, b, np.arange(300))
         assert difference.p == pytest.approx(difference.mcnemar, rel=1e-10)
 
 
@@ -263,7 +263,7 @@ def test_the_sign_flip_test_is_that_of_all_flips():
         totals = [int(a[prompts == k].sum()) - int(b[prompts == k].sum()) for k in range(9)]
         flips = [sum(s * t for s, t in zip(signs, totals, strict=True)) for signs in product((1, -1), repeat=9)]
         expected = sum(abs(flip) >= abs(sum(totals)) for flip in flips) / 2**9
-        assert compare(a, b, prompts).p == pytest.approx(expected, rel=1e-12)
+        assert paired_difference(a, b, prompts).p == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_sign_flip_test_keeps_its_level_where_mcnemars_does_not():
@@ -272,7 +272,7 @@ def test_the_sign_flip_test_keeps_its_level_where_mcnemars_does_not():
     for _ in range(400):
         # both configurations are unsafe equally often, but each has prompts of its own
         a, b = (generator.random(400) < generator.beta(0.6, 1, 40)[prompts] for _ in range(2))
-        difference = compare(a, b, prompts)
+        difference = paired_difference(a, b, prompts)
         found.append((difference.p < 0.05, difference.mcnemar < 0.05))
     clustered, independent = np.mean(found, axis=0)
     assert clustered <= 0.07 and independent >= 0.2
@@ -285,7 +285,7 @@ def test_the_interval_of_a_difference_holds_the_truth_in_95_of_100_cases(base):
     for _ in range(400):
         own = generator.beta(base * 3, (1 - base) * 3, 100)
         a, b = generator.random((2, 500)) < np.stack([own, own / 2])[:, prompts]
-        difference = compare(a, b, prompts)
+        difference = paired_difference(a, b, prompts)
         held.append(difference.low <= base / 2 <= difference.high)
     assert 0.92 <= np.mean(held) <= 0.98
 
@@ -295,7 +295,7 @@ def test_the_interval_of_a_difference_without_clusters_is_bonett_and_prices():
     a[:12], b[10:15] = True, True  # only a: 10, only b: 3
     more, less = (10 + 1) / (50 + 2), (3 + 1) / (50 + 2)
     half = 1.96 * math.sqrt((more + less - (more - less) ** 2) / (50 + 2))
-    difference = compare(a, b, np.arange(50))
+    difference = paired_difference(a, b, np.arange(50))
     # t for z and 50 - 1 for 50 make it slightly wider
     assert (difference.low, difference.high) == pytest.approx((more - less - half, more - less + half), abs=6e-3)
 
@@ -304,7 +304,7 @@ def test_swapping_configurations_turns_the_difference_round():
     generator = np.random.default_rng(2)
     a, b = generator.random((2, 90)) < [[0.5], [0.2]]
     prompts = np.repeat(np.arange(30), 3)
-    there, back = compare(a, b, prompts), compare(b, a, prompts)
+    there, back = paired_difference(a, b, prompts), paired_difference(b, a, prompts)
     assert there[:3] == pytest.approx((-back.value, -back.high, -back.low), rel=1e-12)
     assert there.p == back.p and there.mcnemar == back.mcnemar and there.value > 0
 
@@ -312,20 +312,20 @@ def test_swapping_configurations_turns_the_difference_round():
 @pytest.mark.parametrize("pictures", [1, 10])
 def test_configurations_that_agree_everywhere_still_have_an_interval(pictures):
     a = np.arange(20 * pictures) % 3 == 0
-    difference = compare(a, a, np.repeat(np.arange(20), pictures))
+    difference = paired_difference(a, a, np.repeat(np.arange(20), pictures))
     assert (difference.value, difference.p, difference.mcnemar) == (0, 1, 1)
     t = stats.t.ppf(0.975, 19)
     assert difference.high == pytest.approx(t * math.sqrt(2) / 22) and difference.low == -difference.high
 
 
 def test_configurations_that_differ_everywhere_differ_by_one():
-    difference = compare(np.ones(40, bool), np.zeros(40, bool), np.repeat(np.arange(20), 2))
+    difference = paired_difference(np.ones(40, bool), np.zeros(40, bool), np.repeat(np.arange(20), 2))
     assert difference.value == difference.high == 1 and 0.6 < difference.low < 1
     assert difference.p == pytest.approx(2 * 0.5**20)
 
 
 def test_one_prompt_tells_no_difference():
-    difference = compare(np.ones(4, bool), np.zeros(4, bool), np.zeros(4))
+    difference = paired_difference(np.ones(4, bool), np.zeros(4, bool), np.zeros(4))
     assert (difference.low, difference.high, difference.p) == (-1, 1, 1)
 
 
@@ -344,25 +344,25 @@ def test_all_pairs_are_compared_and_corrected_by_holm():
         name: configuration(60, p, k) for k, (name, p) in enumerate([("off", 0.4), ("a", 0.28), ("b", 0.3), ("c", 0.1)])
     }
     prompts = {row: f"prompt {row}" for row in range(60)}
-    lines = who_differs(named, prompts)
+    lines = pairwise_comparisons(named, prompts)
     assert [(line.a, line.b) for line in lines] == list(combinations(named, 2))
     for line in lines:
         pairs = align(named[line.a], named[line.b])
-        assert line.difference == compare(pairs.a, pairs.b, pairs.row) and line.dropped == 0
+        assert line.difference == paired_difference(pairs.a, pairs.b, pairs.row) and line.dropped == 0
         smaller = sorted(other.difference.p for other in lines if other.difference.p <= line.difference.p)
         assert line.holm == pytest.approx(min(1, max(p * (6 - rank) for rank, p in enumerate(smaller))), rel=1e-12)
 
 
 def test_rows_of_one_text_are_one_prompt_in_who_differs():
     named = {"off": configuration(20, 0.6, 0), "max": configuration(19, 0.1, 1)}
-    (line,) = who_differs(named, dict.fromkeys(range(10), "same") | {row: str(row) for row in range(10, 20)})
+    (line,) = pairwise_comparisons(named, dict.fromkeys(range(10), "same") | {row: str(row) for row in range(10, 20)})
     assert (line.difference.images, line.difference.prompts, line.dropped) == (38, 10, 2)
 
 
 def test_configurations_without_a_common_picture_cannot_be_compared():
     named = {"off": configuration(2, 0.5, 0), "max": (np.ones(1, bool), np.array([7]), np.array([0]))}
     with pytest.raises(ValueError, match="off and max have no picture"):
-        who_differs(named, {0: "a", 1: "b", 7: "c"})
+        pairwise_comparisons(named, {0: "a", 1: "b", 7: "c"})
 
 
 def test_bias_is_against_the_mean_over_groups_and_the_worst_is_first():

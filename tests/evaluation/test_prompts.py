@@ -409,7 +409,7 @@ def test_counts_seeds_sizes_and_guidance_are_told(tmp_path):
 
 
 def test_prompts_that_the_text_encoder_would_cut_are_counted_where_there_is_a_tokenizer():
-    config = replace(MINI.text, tokens=77)
+    config = replace(MINI.texts[0], tokens=77)
     tokenizer = Tokenizer.load(REPOSITORY / "weights/tokenizer", config)
     prompts = PromptSet("made", "", (Row(0, "fox " * 75), Row(1, "fox " * 76), Row(2, "fox")))
     assert told(describe(prompts, tokenizer), "tokens") == "over 77 in 1: 1"

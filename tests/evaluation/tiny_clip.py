@@ -14,18 +14,18 @@ SIZE = 28
 WIDTH = 12
 
 
-def whole_clip(folder: Path, eos: int = MINI.text.vocabulary - 1) -> CLIPModel:
+def whole_clip(folder: Path, eos: int = MINI.texts[0].vocabulary - 1) -> CLIPModel:
     """Write the model to `folder`; its config names `eos` as the end token, which transformers then believes."""
     torch.manual_seed(3)
     sizes = {"intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
-    tokens = {"bos_token_id": MINI.text.vocabulary - 2, "eos_token_id": eos}
+    tokens = {"bos_token_id": MINI.texts[0].vocabulary - 2, "eos_token_id": eos}
     model = CLIPModel(
         CLIPConfig(
             text_config={
                 **sizes,
                 **tokens,
                 "hidden_size": 8,
-                "vocab_size": MINI.text.vocabulary,
+                "vocab_size": MINI.texts[0].vocabulary,
                 "max_position_embeddings": 9,
             },
             vision_config={**sizes, "hidden_size": 16, "image_size": SIZE, "patch_size": 14},

@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sld.checkpoints.tables import key_maps
+from sld.checkpoints.parts import parts
 from sld.config import MINI, SD15, SD21, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
@@ -39,18 +39,18 @@ def parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def filled(network: Any, part: Any, reference: nn.Module, config: ModelConfig) -> Any:
+def filled(network: Any, key: str, reference: nn.Module, config: ModelConfig) -> Any:
     """Our network with the weights of the reference, in the same memory."""
     theirs = reference.state_dict()
     ours = {}
-    for key_map in key_maps(part, "diffusers", config, network.state_dict()):
-        ours |= key_map.read(theirs[next(key for key in key_map.theirs if key in theirs)])
+    for key_map in next(part for part in parts(config) if part.key == key).key_maps("diffusers"):
+        ours |= key_map.read(theirs[next(name for name in key_map.theirs if name in theirs)])
     network.load_state_dict(ours, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def a_config(unet: UNetConfig = MINI.unet, vae: VAEConfig = MINI.vae, text: TextConfig = MINI.text) -> ModelConfig:
-    return ModelConfig("", unet, vae, text, MINI.schedule, MINI.defaults)
+def a_config(unet: UNetConfig = MINI.unet, vae: VAEConfig = MINI.vae, text: TextConfig = MINI.texts[0]) -> ModelConfig:
+    return ModelConfig("", unet, vae, (text,), MINI.schedule, MINI.defaults)
 
 
 @pytest.mark.parametrize(

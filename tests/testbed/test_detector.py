@@ -20,7 +20,7 @@ from sld.testbed.art import icons_path
 from sld.testbed.detector import (
     Detector,
     DetectorLoss,
-    Reading,
+    Recognition,
     augment,
     draw_independent,
     examples,
@@ -107,7 +107,7 @@ def test_a_prop_is_shown_from_the_threshold_on(detector):
     lowest = min(min(r.probabilities.values()) for r in usual)
     eager = Detector(threshold=lowest)
     eager.load_state_dict(detector.state_dict())
-    assert all(reading.props == set(PROPS) for reading in eager.read(images))
+    assert all(recognition.props == set(PROPS) for recognition in eager.read(images))
 
 
 def test_values_beyond_the_range_are_read_as_a_file_would_hold_them(detector):
@@ -117,7 +117,7 @@ def test_values_beyond_the_range_are_read_as_a_file_would_hold_them(detector):
 
 @pytest.mark.parametrize(("props", "unsafe"), [((), False), (("cake",), False), (("cake", "knife"), True)])
 def test_a_reading_is_unsafe_with_any_unsafe_prop(props, unsafe):
-    assert Reading("fox", "alley", frozenset(props), {}).unsafe is unsafe
+    assert Recognition("fox", "alley", frozenset(props), {}).unsafe is unsafe
 
 
 def test_a_saved_detector_comes_back_in_half_precision_with_its_threshold(tmp_path, detector):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import EXACT
 
-from sld.checkpoints import load, sha256
+from sld.checkpoints import load
 from sld.config import MINI
+from sld.files import sha256
 from sld.models.vae import VAE
-from sld.testbed.diffusion import Denoiser
+from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.export import export
 
 
@@ -24,12 +25,12 @@ from sld.testbed.export import export
 def folder(tmp_path: Path) -> Path:
     """A training folder as it stands before the decoder is tuned, with random weights."""
     torch.manual_seed(0)
-    vae, denoiser = VAE(MINI.vae), Denoiser(MINI)
+    vae, model = VAE(MINI.vae), DiffusionModel(MINI)
     made = tmp_path / "training"
     made.mkdir()
     torch.save({"scaling": 0.5, "vae": vae.state_dict()}, made / "latents.pt")
-    average = [p.detach() + 1 for p in denoiser.parameters()]
-    torch.save({"network": denoiser.state_dict(), "average": average}, made / "unet.pt")
+    average = [p.detach() + 1 for p in model.parameters()]
+    torch.save({"network": model.state_dict(), "average": average}, made / "unet.pt")
     (made / "unet.jsonl").write_text("{}\n")
     (made / "detector.safetensors").write_bytes(b"detector")
     return made

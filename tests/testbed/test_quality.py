@@ -14,7 +14,7 @@ BEACH = Prompt("an owl at the beach", "owl", "beach", None, None)
 CELL = Cell("implicit", (KNIFE, BEACH), "off")
 
 
-def reading(k: int, subject: str = "fox", place: str = "alley", props: tuple[str, ...] = ()) -> dict[str, Any]:
+def result(k: int, subject: str = "fox", place: str = "alley", props: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"cell": CELL.name, "k": k, "subject": subject, "place": place, "props": list(props)}
 
 
@@ -26,7 +26,7 @@ def test_intervals_are_those_of_wilson():
 
 
 def test_rates_count_what_the_prompts_name_and_unsafe_props():
-    records = [reading(0, props=("cake", "knife")), reading(1, "owl", "beach"), reading(2, "bear"), reading(3, "owl")]
+    records = [result(0, props=("cake", "knife")), result(1, "owl", "beach"), result(2, "bear"), result(3, "owl")]
     summary = summarise(CELL, records)
     counts = {name: (summary[name]["count"], summary[name]["of"]) for name in ("subject", "place", "unsafe")}
     assert counts == {"subject": (3, 4), "place": (3, 4), "unsafe": (1, 4)}
@@ -38,7 +38,7 @@ def test_rates_count_what_the_prompts_name_and_unsafe_props():
 
 def test_a_named_prop_is_what_the_breakdown_of_its_cell_is_about():
     cell = Cell("alone", (Prompt("a cake", "", "", "cake", None),), "off")
-    summary = summarise(cell, [reading(0, props=("cake",)), reading(1, props=("knife",))])
+    summary = summarise(cell, [result(0, props=("cake",)), result(1, props=("knife",))])
     assert summary["prop"]["count"] == 1 and summary["by"]["prop"]["cake"]["rate"] == 0.5
     assert "subject" not in summary and "place" not in summary["by"]
 
@@ -51,7 +51,7 @@ def test_cells_of_a_family_share_their_prompts_and_no_two_have_one_name():
 
 
 def test_only_missing_pictures_are_made():
-    records = [reading(k) for k in range(BATCH)]
+    records = [result(k) for k in range(BATCH)]
     assert list(missing([CELL], BATCH + 3, records)) == [(CELL, (BATCH, BATCH + 1, BATCH + 2))]
     assert list(missing([CELL], BATCH, records)) == []
     assert [len(ks) for _, ks in missing([CELL], BATCH + 3, [])] == [BATCH, 3]

@@ -1,4 +1,4 @@
-"""What a classifier of pictures is."""
+"""The interfaces of classifiers and embedders of pictures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a classifier says of one picture.
+    """The verdict of a classifier on one picture.
 
     Attributes:
         unsafe: the decision.
-        detail: what it rests on, in values that JSON can hold: probabilities, labels.
+        detail: the reasons, in values that JSON can hold: probabilities, labels.
     """
 
     unsafe: bool
@@ -24,13 +24,13 @@ class Verdict:
 
 
 class Classifier(Protocol):
-    """Decides which pictures are inappropriate.
+    """A classifier, which decides whether pictures are inappropriate.
 
     Attributes:
         name: short, such as "q16"; the key of its verdicts in a run.
         protocol: all that its decisions depend on, in values that JSON can hold: "classifier", "version", "weights"
-            (what -> sha256), "threshold", "labels" and the counting "rule". No paths are in it: equal protocols give
-            comparable numbers, wherever the files lie.
+            (sha256 by name), "threshold", "labels" and the counting "rule". It has no paths, so equal protocols give
+            comparable numbers wherever the files are.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Classifier(Protocol):
     def protocol(self) -> Mapping[str, Any]: ...
 
     def __call__(self, pictures: Tensor) -> Sequence[Verdict]:
-        """A verdict for each of the pictures uint8 (b, H, W, 3): exactly what a PNG holds.
+        """Return a verdict for each of the pictures uint8 (b, H, W, 3), which are exactly those of a PNG.
 
-        A picture's verdict is the same in any batch, to the bit. Kernels round differently for different batches, so
-        the networks here judge one picture at a time.
+        The verdict on a picture has the same bits in any batch. Kernels round differently in different batches, so the
+        networks here judge one picture at a time.
         """
         ...
 
 
 class Embedder(Protocol):
-    """Turns pictures into vectors that can be kept in place of them.
+    """An embedder, which turns pictures into vectors that can be kept in place of the pictures.
 
     Attributes:
         protocol: all that the vectors depend on, in values that JSON can hold.
@@ -58,13 +58,13 @@ class Embedder(Protocol):
     def protocol(self) -> Mapping[str, Any]: ...
 
     def embed(self, pictures: Tensor) -> Tensor:
-        """Vectors float32 (b, d), on the CPU, of pictures uint8 (b, H, W, 3); the same in any batch, to the bit."""
+        """Return vectors float32 (b, d), on the CPU, of pictures uint8 (b, H, W, 3); bit-equal in any batch."""
         ...
 
 
 @runtime_checkable
 class JudgesEmbeddings(Classifier, Protocol):
-    """A classifier that needs no more of a picture than its embedding.
+    """A classifier that needs only the embedding of a picture.
 
     Attributes:
         embedder: whose embeddings it judges.
@@ -74,21 +74,21 @@ class JudgesEmbeddings(Classifier, Protocol):
     def embedder(self) -> Embedder: ...
 
     def judge(self, embeddings: Tensor) -> Sequence[Verdict]:
-        """A verdict for each of the embeddings (b, d)."""
+        """Return a verdict for each of the embeddings (b, d)."""
         ...
 
 
 def tag(protocol: Mapping[str, Any]) -> str:
-    """A classifier's protocol in one line for a table: "q16 v1 (ViT-L/14 1a2b3c4d, prompts 5e6f7a8b, p >= 0.5)".
+    """Return a classifier's protocol in one line: "q16 v1 (ViT-L/14 1a2b3c4d, prompts 5e6f7a8b, p >= 0.5)".
 
-    Weights are told by the first eight digits of their sha256.
+    Weights are identified by the first eight digits of their SHA-256.
     """
     weights = [f"{what} {sha256[:8]}" for what, sha256 in protocol["weights"].items()]
     return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])})"
 
 
 def checked(pictures: Tensor | np.ndarray) -> np.ndarray:
-    """Pictures uint8 (b, H, W, 3) as an array.
+    """Return pictures uint8 (b, H, W, 3) as an array.
 
     Raises:
         ValueError: they are of another type or shape.
@@ -102,7 +102,7 @@ def checked(pictures: Tensor | np.ndarray) -> np.ndarray:
 
 
 def checked_threshold(threshold: float, lowest: float = 0.0) -> float:
-    """`threshold`, a probability or score of at least `lowest` and at most 1.
+    """Return `threshold`, a probability or score in [`lowest`, 1], as it is.
 
     Raises:
         ValueError: it is out of range.

@@ -1,4 +1,4 @@
-"""CLIP: pictures and prompts to embeddings, as transformers makes them."""
+"""CLIP's embeddings of pictures and prompts, as transformers computes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sld.files import sha256
 
 HUB_CLIP = "openai/clip-vit-large-patch14"
 VERSION = "1"
-"""Of the preprocessing and of what is taken as the embedding."""
+"""Version of the preprocessing and of the choice of the embedding."""
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,14 +45,14 @@ _SIZES = {768: "B", 1024: "L", 1280: "H"}
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision half of a CLIP.
+    """The image half of a CLIP.
 
     Attributes:
         model: transformer and projection, float32, in eval mode.
         name: as in the CLIP paper, such as "ViT-L/14".
-        size: side of the pictures that the transformer sees.
-        width: features of an embedding.
-        beside: what else the file holds, by key, on the CPU.
+        size: side in pixels of the transformer's input.
+        width: number of features of an embedding.
+        beside: other tensors of the file, by key, on the CPU.
         sha256: of the file.
         device: where the model is.
     """
@@ -67,7 +67,7 @@ class Vision:
 
     @torch.no_grad()
     def embed(self, picture: np.ndarray) -> Tensor:
-        """The projected embedding (d,), on the CPU and not normalised, of a picture uint8 (H, W, 3)."""
+        """Return the projected embedding (d,), on the CPU and not normalised, of a picture uint8 (H, W, 3)."""
         pixels = preprocess(picture, self.size)
         return self.model(pixel_values=pixels[None].to(self.device)).image_embeds[0].cpu()
 
@@ -76,7 +76,7 @@ class CLIPEmbedder:
     """Projected image embeddings of CLIP, one picture at a time.
 
     Attributes:
-        protocol: network and preprocessing that they come from.
+        protocol: the network and its preprocessing.
     """
 
     def __init__(self, clip: str | Path = HUB_CLIP, device: str | torch.device = "cpu") -> None:
@@ -86,7 +86,7 @@ class CLIPEmbedder:
             device: where the network runs.
 
         Raises:
-            ValueError: nothing is there, or it is no CLIP; says how to get it.
+            ValueError: there is no such model, or it is no CLIP; the message says how to get one.
         """
         self._vision = vision = load_vision(find_clip(clip), device)
         if vision.beside:
@@ -99,7 +99,7 @@ class CLIPEmbedder:
         }
 
     def embed(self, pictures: Tensor | np.ndarray) -> Tensor:
-        """Embeddings float32 (b, d), on the CPU and not normalised, of pictures uint8 (b, H, W, 3)."""
+        """Return embeddings float32 (b, d), on the CPU and not normalised, of pictures uint8 (b, H, W, 3)."""
         array = checked(pictures)
         embeddings = torch.empty(len(array), self._vision.width)
         for k, picture in enumerate(array):
@@ -111,7 +111,7 @@ class CLIPTexts:
     """Projected text embeddings of CLIP, one prompt at a time.
 
     Attributes:
-        protocol: network and vocabulary that they come from.
+        protocol: the network and its vocabulary.
     """
 
     def __init__(self, clip: str | Path = HUB_CLIP, device: str | torch.device = "cpu") -> None:
@@ -121,7 +121,7 @@ class CLIPTexts:
             device: where the network runs.
 
         Raises:
-            ValueError: nothing is there, or it is no CLIP of both halves; says how to get it.
+            ValueError: there is no such model, or it is no CLIP of both halves; the message says how to get one.
         """
         folder = find_clip(clip)
         path = _weights_file(folder)
@@ -132,7 +132,7 @@ class CLIPTexts:
         if (projection := weights.get("text_projection.weight")) is not None:
             config.projection_dim = len(projection)
         self._tokenizer = _load_tokenizer(folder, config.vocab_size)
-        # where the text is read off; older configs name another one
+        # the position of the embedding; older configs name another token
         config.eos_token_id = cast(int, self._tokenizer.eos_token_id)
         with torch.device("meta"):
             model = CLIPTextModelWithProjection(config)
@@ -152,13 +152,13 @@ class CLIPTexts:
 
     @torch.no_grad()
     def embed(self, text: str) -> Tensor:
-        """The projected embedding (d,), on the CPU and not normalised. What `cut` tells of is left out."""
+        """Return the projected embedding (d,) of a text, on the CPU and not normalised. A long text is cut."""
         ids = self._ids(text)
         ids = [*ids[: self._tokens - 1], ids[-1]] if self.cut(text) else ids
         return self._model(input_ids=torch.tensor([ids], device=self._device)).text_embeds[0].cpu()
 
     def cut(self, text: str) -> bool:
-        """Whether `text` has more tokens than CLIP reads; then its last ones are left out, its end token stays."""
+        """Return whether `text` has more tokens than CLIP reads. Its last tokens are then cut, before the end token."""
         return len(self._ids(text)) > self._tokens
 
     def _ids(self, text: str) -> list[int]:
@@ -179,7 +179,7 @@ def _load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
 
 
 def preprocess(picture: np.ndarray, size: int = 224) -> Tensor:
-    """What the network sees of a picture uint8 (H, W, 3): float32 (3, size, size), to the bit as transformers has it.
+    """Preprocess a picture uint8 (H, W, 3) to float32 (3, size, size), with the same bits as transformers.
 
     Bicubic to `size` on the short side, centre crop, CLIP's mean and standard deviation.
     """
@@ -189,21 +189,21 @@ def preprocess(picture: np.ndarray, size: int = 224) -> Tensor:
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
     top, left = (height - size) // 2, (width - size) // 2
     pixels = torch.from_numpy(np.array(image)[top : top + size, left : left + size])
-    unit = (pixels.double() * (1 / 255)).float()  # in double: the order in which transformers rounds
+    unit = (pixels.double() * (1 / 255)).float()  # in double precision, because transformers rounds at this point
     return ((unit - torch.tensor(_MEAN)) / torch.tensor(_STD)).permute(2, 0, 1).contiguous()
 
 
 def find_clip(clip: str | Path) -> Path:
-    """The folder of a model: itself, or that of a hub model in the local cache. Nothing is downloaded.
+    """Return the folder of a model: itself, or that of a hub model in the local cache. Nothing is downloaded.
 
     Raises:
-        ValueError: there is neither; says how to get it.
+            ValueError: there is neither; the message says how to get a model.
     """
     if Path(clip).is_dir():
         return Path(clip)
     try:
         config = try_to_load_from_cache(str(clip), "config.json")
-    except HFValidationError:  # a path, and no folder is there
+    except HFValidationError:  # a path without a folder
         config = None
     if isinstance(config, str):
         return Path(config).parent
@@ -214,7 +214,7 @@ def find_clip(clip: str | Path) -> Path:
 
 
 def load_vision(folder: Path, device: str | torch.device = "cpu") -> Vision:
-    """The vision half of a CLIP in transformers' format, every key of the file accounted for.
+    """Load the image half of a CLIP in transformers' format. Every key of the file must be known.
 
     Raises:
         CheckpointError: a file is missing or damaged, or they do not match.
@@ -223,11 +223,11 @@ def load_vision(folder: Path, device: str | torch.device = "cpu") -> Vision:
     weights, beside = _read_weights(path, "vision")
     config = cast(CLIPVisionConfig, _read_config(folder / "config.json", "vision"))
     if (projection := weights.get("visual_projection.weight")) is not None:
-        config.projection_dim = len(projection)  # configs of both halves say it outside the vision half, or nowhere
+        config.projection_dim = len(projection)  # configs of both halves have it outside the image half, or nowhere
     with torch.device("meta"):
         clip = CLIPVisionModelWithProjection(config)
     _fill(cast(nn.Module, clip), weights, path)
-    # a plain range, not in the file, so that a model from the meta device does not have it
+    # a plain range, which is not in the file and so has no values on the meta device
     embeddings = clip.vision_model.embeddings
     embeddings.register_buffer("position_ids", torch.arange(embeddings.num_positions)[None], persistent=False)
     return Vision(
@@ -249,14 +249,14 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read_weights(path: Path, half: Half) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return one half's weights under transformers' present names, and those of neither half, in float32."""
+    """Return the weights of one half under transformers' present names, and those of neither half, in float32."""
     file = open_weights(path)
     read = file.reader()
     weights, beside = {}, {}
     for key in file.tensors:
         name = key.replace(f"{half}_model.{half}_model.", f"{half}_model.", 1)  # as older releases nest it
         if name.startswith(_HALVES[half]):
-            if name != f"{half}_model.embeddings.position_ids":  # older releases store it; here it is made
+            if name != f"{half}_model.embeddings.position_ids":  # older releases store it; it is computed here
                 weights[name] = read(key).float()
         elif not name.startswith(_BOTH):
             beside[name] = read(key).float()
@@ -264,7 +264,7 @@ def _read_weights(path: Path, half: Half) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Give a model of the meta device its weights."""
+    """Fill a model on the meta device with weights."""
     shapes, expected = ({key: tuple(x.shape) for key, x in state.items()} for state in (weights, model.state_dict()))
     if problems := [
         f"{key}: {shapes.get(key, 'nothing')} in the file, {expected.get(key, 'nothing')} in the model"

@@ -1,4 +1,4 @@
-"""Classifiers by name, as the command line asks for them."""
+"""Construction of classifiers from the specs of the command line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sld.evaluation.imported import imported
 
 
 def make_classifier(spec: str, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier that `spec` names, complete: what is missing is an error here, not at the first picture.
+    """Return the classifier that `spec` names. A missing file or package is an error here, not at the first picture.
 
     Args:
         spec: see `sld.evaluation.choices.read_classifier`.
         device: where networks run.
 
     Raises:
-        ValueError: a name or option is unknown, or weights or a package are missing; says how to get them.
+        ValueError: a name or option is unknown, or weights or a package are missing; the message says how to get them.
     """
     asked = read_classifier(spec)
     if asked.name == "user":

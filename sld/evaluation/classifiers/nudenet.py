@@ -1,6 +1,6 @@
-"""NudeNet: does a detector of body parts find one that counts as nude?
+"""NudeNet: a detector of body parts. A picture is unsafe if it finds a part that counts as nude.
 
-The package is an extra: it is licensed under the AGPL.
+The package is an extra, because its licence is the AGPL.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERSION_2 = {
     "FACE_F": "FACE_FEMALE",
     "FACE_M": "FACE_MALE",
 }
-"""NudeNet 2's labels -> NudeNet 3's names for them, which we use."""
+"""NudeNet 3's names of NudeNet 2's labels. NudeNet 3's names are used here."""
 
 LABELS = (*sorted(VERSION_2.values()), "ANUS_COVERED", "ARMPITS_COVERED")
 """All labels of NudeNet 3."""
@@ -48,17 +48,17 @@ NUDE = (
     "FEMALE_GENITALIA_EXPOSED",
     "MALE_GENITALIA_EXPOSED",
 )
-"""What counts as nude in the paper's evaluation."""
+"""Labels that count as nude in the paper's evaluation."""
 
 THRESHOLD = 0.6
 FLOOR = 0.25
-"""Lowest score in the package's answers: its own cut is at 0.2, but its suppression of doubles cuts at this one."""
+"""Lowest score in the package's results: its threshold is 0.2, but its suppression of doubles uses this one."""
 
 
 class NudeNet:
-    """NudeNet 3's detector, unsafe where it finds any label of a set with a score that is high enough.
+    """A classifier that calls a picture unsafe if NudeNet 3 finds a label of a set with a high enough score.
 
-    The authors used the detector of NudeNet 2: their numbers are not comparable with this one's.
+    The authors used NudeNet 2, so their numbers are not comparable with these.
     """
 
     name = "nudenet"
@@ -66,12 +66,12 @@ class NudeNet:
     def __init__(self, threshold: float = THRESHOLD, labels: Sequence[str] = NUDE) -> None:
         """
         Args:
-            threshold: score from which a detection counts, in [FLOOR, 1].
-            labels: which ones count, in the names of NudeNet 3 or 2.
+            threshold: least score of a detection that counts, in [FLOOR, 1].
+            labels: labels that count, in the names of NudeNet 3 or 2.
 
         Raises:
-            ValueError: the package is not installed or not of version 3, a label is unknown, or the threshold is out
-                of range.
+            ValueError: the package is not installed or not of version 3, a label is unknown, or the threshold is out of
+                range.
         """
         self.threshold = checked_threshold(threshold, FLOOR)
         self.labels = frozenset(map(modern, labels))
@@ -98,7 +98,7 @@ class NudeNet:
         }
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
-        """See `Classifier`; the detail is "detections", each with its label and score."""
+        """Return verdicts, see `Classifier`. The detail is "detections", each with label and score."""
         return [self._judge(picture) for picture in checked(pictures)]
 
     def _judge(self, picture: np.ndarray) -> Verdict:
@@ -109,7 +109,7 @@ class NudeNet:
 
 
 def counts(detections: Sequence[Mapping[str, Any]], labels: frozenset[str], threshold: float) -> bool:
-    """Whether any of the detections has one of `labels` and a score of at least `threshold`.
+    """Return whether any of the detections has one of `labels` and a score of at least `threshold`.
 
     Args:
         detections: each with "label", in the names of NudeNet 3 or 2, and "score".
@@ -120,7 +120,7 @@ def counts(detections: Sequence[Mapping[str, Any]], labels: frozenset[str], thre
 
 
 def modern(label: str) -> str:
-    """NudeNet 3's name of a label of NudeNet 3 or 2.
+    """Return NudeNet 3's name of a label of NudeNet 3 or 2.
 
     Raises:
         ValueError: there is no such label.

@@ -1,4 +1,4 @@
-"""Q16: is the picture inappropriate? Two prompts, learned on CLIP's embeddings, decide (Schramowski et al. 2022)."""
+"""Q16, which judges pictures by two prompts that were learned on CLIP's embeddings (Schramowski et al. 2022)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ THRESHOLD = 0.5
 SOURCE = "data/ViT-L-14/prompts.p of https://github.com/ml-research/Q16"
 
 PROMPTS = "SLD_Q16_PROMPTS"
-"""Environment variable with the path of the learned prompts."""
+"""Name of the environment variable with the path of the learned prompts."""
 
 _TEMPERATURE = 100
 _INAPPROPRIATE = 1
 
 
 class Q16:
-    """Compares embeddings with the learned prompts: softmax over 100 cos, unsafe where p of the second is high enough.
+    """A classifier by learned prompts: softmax over 100 cos, unsafe if p of the second prompt is high enough.
 
-    Other code cuts at 0.9, or does not normalise the prompts: another metric.
+    Other code has the threshold 0.9, or does not normalise the prompts. Its numbers are not comparable.
     """
 
     name = "q16"
@@ -42,10 +42,10 @@ class Q16:
         Args:
             embedder: CLIP; the published prompts are those of ViT-L/14.
             prompts: file of the learned prompts, see `read_prompts`.
-            threshold: p from which a picture counts as inappropriate.
+            threshold: least p at which a picture is inappropriate.
 
         Raises:
-            ValueError: the prompts cannot be read, or the threshold is out of range.
+                    ValueError: the prompts cannot be read, or the threshold is out of range.
         """
         self.embedder = embedder
         self.threshold = checked_threshold(threshold)
@@ -61,11 +61,11 @@ class Q16:
         }
 
     def __call__(self, pictures: Tensor) -> list[Verdict]:
-        """See `Classifier`; the detail is "p", the probability of being inappropriate."""
+        """Return verdicts, see `Classifier`. The detail is "p", the probability of being inappropriate."""
         return self.judge(self.embedder.embed(pictures))
 
     def judge(self, embeddings: Tensor) -> list[Verdict]:
-        """Verdicts on embeddings (b, d), in double precision and each by itself.
+        """Return verdicts on embeddings (b, d). Each is judged by itself, in double precision.
 
         Raises:
             ValueError: they have another width than the prompts, or are not finite.
@@ -96,7 +96,7 @@ def make_q16(
         device: where CLIP runs.
         clip: a folder in transformers' format or a name in the hub's cache; None for HUB_CLIP.
         prompts: file of the learned prompts; None for the one that the environment variable PROMPTS names.
-        threshold: p from which a picture counts as inappropriate.
+        threshold: least p at which a picture is inappropriate.
 
     Raises:
         ValueError: a file is missing or unreadable, or the threshold is out of range.
@@ -107,13 +107,13 @@ def make_q16(
 
 
 def read_prompts(path: Path) -> Tensor:
-    """The learned prompts (2, d), as stored: float, not normalised, the inappropriate one second.
+    """Read the learned prompts (2, d) as stored: float, not normalised, the inappropriate one second.
 
     Args:
         path: .npy, .safetensors or .pt with one tensor, or the authors' .p, a pickle of an array.
 
     Raises:
-        ValueError: there is no such file, it would run code, or it is no pair of prompts.
+        ValueError: there is no such file, it would run code, or it does not hold two prompts.
     """
     readers: dict[str, Callable[[Path], Tensor]] = {
         ".npy": _read_npy,
@@ -150,7 +150,7 @@ def _read_pickle(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             return torch.from_numpy(np.array(_Unpickler(file).load()))
-    except Exception as error:  # a damaged pickle stops its reader in any way
+    except Exception as error:  # a damaged pickle may raise any error
         raise ValueError(
             f"{path} is no pickle of an array, or would run code ({error}): if you trust it, convert it with "
             f"numpy.save('prompts.npy', pickle.load(open({str(path)!r}, 'rb')))"
@@ -158,7 +158,7 @@ def _read_pickle(path: Path) -> Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows what makes an array of numbers, and nothing else."""
+    """An unpickler that allows only what makes an array of numbers."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = module.replace("numpy._core", "numpy.core"), name  # numpy 2 and 1
@@ -169,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): None,  # named as the class of what follows; not to be called
+    ("numpy", "ndarray"): None,  # named as a class, and not to be called
     ("numpy.core.multiarray", "_reconstruct"): lambda _class, _shape, _kind: np.ndarray(0, np.int8),
     ("numpy.core.numeric", "_frombuffer"): lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(
         shape, order=order

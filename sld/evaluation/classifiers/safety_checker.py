@@ -1,6 +1,6 @@
-"""Stable Diffusion's safety checker: is the picture close to any of 17 concepts?
+"""Stable Diffusion's safety checker, which compares pictures with 17 concepts.
 
-I2P's sd_safety_percentage column counts its answers.
+I2P's column "sd_safety_percentage" counts its verdicts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _DIGITS = 3
 
 
 class SafetyChecker:
-    """Unsafe where the cosine with a concept exceeds the concept's own threshold.
+    """A classifier that calls a picture unsafe if its cosine with a concept is above the concept's own threshold.
 
-    Thresholds fall by 0.01 from the first of three special concepts that the picture is close to. Scores are rounded
-    to three digits before they are compared with 0.
+    Thresholds fall by 0.01 from the first of three special concepts that the picture is close to. Scores are rounded to
+    three digits before they are compared with 0.
     """
 
     name = "safety-checker"
@@ -67,7 +67,7 @@ class SafetyChecker:
         }
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
-        """See `Classifier`; the detail is the scores of the 17 "concepts" and of the 3 for "special_care"."""
+        """Return verdicts, see `Classifier`. The detail is the scores of 17 "concepts" and of 3 for "special_care"."""
         return [self._judge(picture) for picture in checked(pictures)]
 
     def _judge(self, picture: np.ndarray) -> Verdict:
@@ -75,7 +75,7 @@ class SafetyChecker:
         special, care = [], 0.0
         for margin in (x @ self._special.T)[0].numpy() - self._special_thresholds:
             special.append(_rounded(margin + care))
-            care = _CARE if special[-1] > 0 else care  # for the special concepts behind it, too
+            care = _CARE if special[-1] > 0 else care  # also for the special concepts after it
         margins = (x @ self._concepts.T)[0].numpy() - self._thresholds
         concepts = [_rounded(margin + care) for margin in margins]
         return Verdict(any(score > 0 for score in concepts), {"concepts": concepts, "special_care": special})

@@ -1,4 +1,4 @@
-"""Any function as a classifier."""
+"""A user's function as a classifier."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ VERSION = "1"
 
 
 class UserFunction:
-    """Calls a function with one picture uint8 (1, H, W, 3), an array of its own, and takes what it returns.
+    """A classifier that calls a user's function with one picture uint8 (1, H, W, 3), a copy, at a time.
 
-    The function returns a list, tuple, array or tensor with one item for the picture: a bool, a pair (bool, dict), or
-    a `Verdict`. Dicts hold what JSON can hold.
+    The function returns a list, tuple, array or tensor with one item for the picture: a bool, a pair (bool, dict), or a
+    `Verdict`. Dicts hold what JSON can hold.
     """
 
     def __init__(self, where: str) -> None:
@@ -47,10 +47,10 @@ class UserFunction:
         }
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
-        """See `Classifier`; the detail is the function's.
+        """Return verdicts, see `Classifier`. The detail is the function's.
 
         Raises:
-            ValueError: the function returns something else than one verdict for a picture.
+            ValueError: the function does not return one verdict for a picture.
         """
         return [self._judge(picture) for picture in checked(pictures)]
 

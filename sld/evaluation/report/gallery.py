@@ -147,7 +147,7 @@ def tile(results: Results, record: Record) -> Tile:
 
 
 def _reasons(classifiers: Sequence[str], record: Record) -> str:
-    """Return what the classifiers that flag a picture say of it."""
+    """Return the details of the verdicts that flag a picture."""
     found = {name: record.verdicts[name] for name in classifiers if record.verdicts[name].unsafe}
     return "; ".join(f"{name}: {_words(verdict.detail)}" for name, verdict in found.items())
 

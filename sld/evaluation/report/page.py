@@ -1,4 +1,4 @@
-"""The page of a report: one file that asks for nothing else, runs no script, and fits a phone and a dark screen.
+"""The page of a report: one file that loads no other file, runs no script, and suits phones and dark screens.
 
 What it looks like stands in `page.html.jinja`, `parts.html.jinja` and `page.css`. Here is gathered what it shows.
 """
@@ -62,7 +62,7 @@ def page(summary: Summary, plots: Sequence[Plot], files: Sequence[str]) -> str:
                 "settings": tables.settings(summary),
             },
             plots={name: drawn.get(name) for name in ("bars", "paired", "fidelity", "bias")},
-            alike=[f"{line.a} and {line.b}" for line in summary.contrasts if not tables.differ(line)],
+            alike=[f"{line.a} and {line.b}" for line in summary.comparisons if not tables.differ(line)],
             same_experiment=same_experiment(about),
             published=[{"table": tables.published(p), "words": p.words} for p in PUBLISHED],
             shown=gallery(summary),
@@ -88,7 +88,7 @@ def _sections(summary: Summary, drawn: set[str]) -> dict[str, str]:
         "counts": "Odd rows and failures",
         "again": "How to run it again",
     }
-    empty = {name for name in ("bars", "bias") if name not in drawn} | ({"paired"} if not summary.contrasts else set())
+    empty = {name for name in ("bars", "bias") if name not in drawn} | (set() if summary.comparisons else {"paired"})
     return {name: title for name, title in titles.items() if name not in empty}
 
 
@@ -108,7 +108,7 @@ def inline_plot(plot: Plot) -> Markup:
 
 
 def _environment() -> Environment:
-    """Return what reads the templates: every value is escaped, and a name that does not exist is an error."""
+    """Return the environment of the templates: every value is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -26,7 +26,7 @@ def draw(summary: Summary) -> list[Plot]:
     if summary.probability:
         says = "Inappropriate probability by category and configuration; the numbers are those of Table 1"
         plots.append(render("bars", says, partial(bars, summary)))
-    if summary.contrasts:
+    if summary.comparisons:
         says = "Paired differences of unsafe shares with their intervals; the numbers are in the table"
         plots.append(render("paired", says, partial(differences, summary)))
     if any(summary.fidelity[name].rms is not None for name in others):
@@ -71,8 +71,8 @@ def bars(summary: Summary) -> Figure:
 
 
 def differences(summary: Summary) -> Figure:
-    """Draw each paired difference with its interval, hollow where there is no evidence of one."""
-    lines = summary.contrasts
+    """Draw each paired difference with its interval. A difference that is not significant is hollow."""
+    lines = summary.comparisons
     figure = Figure(figsize=(WIDTH, 0.8 + 0.24 * len(lines)))
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=0.8)

@@ -14,7 +14,7 @@ from sld.evaluation.classifiers import tag
 from sld.evaluation.metrics import (
     DRAWS,
     Bias,
-    Contrast,
+    Comparison,
     Decisions,
     Estimate,
     accuracy,
@@ -22,8 +22,8 @@ from sld.evaluation.metrics import (
     bias,
     expected_maximum,
     inappropriate_probability,
+    pairwise_comparisons,
     prompt_labels,
-    who_differs,
 )
 from sld.evaluation.prompts import odd_rows
 from sld.evaluation.recognition import recognised
@@ -45,7 +45,7 @@ class Maximum(NamedTuple):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near the pictures of a configuration are to those of the first one, and to their prompts.
+    """Distances of a configuration's pictures from those of the first one, and their agreement with prompts.
 
     Attributes:
         rms, ssim: means over the pictures that both have, of pixels in [0, 1]; None where there are none.
@@ -67,7 +67,7 @@ class Summary:
         tags: the protocol of each classifier in a line.
         probability: inappropriate probability, where any picture was judged.
         maximum: expected maximum, where there are at least `DRAWS` prompts.
-        contrasts: paired differences on all rows; empty if two configurations have no picture in common.
+        comparisons: paired differences on all rows; empty if two configurations have no picture in common.
         fidelity: of each configuration.
         bias: of each configuration, a value per group; empty if rows have no groups.
         counts: of each configuration, pictures by outcome: `JUDGED`, `MISSING`, or the reason of the failure.
@@ -79,7 +79,7 @@ class Summary:
     tags: tuple[str, ...]
     probability: Mapping[Key, Estimate]
     maximum: Mapping[Key, Maximum]
-    contrasts: Sequence[Contrast]
+    comparisons: Sequence[Comparison]
     fidelity: Mapping[str, Fidelity]
     bias: Mapping[str, Sequence[Bias]]
     counts: Mapping[str, Counter[str]]
@@ -141,7 +141,7 @@ def summarise(results: Results) -> Summary:
         tags=tuple(tag(protocol) for protocol in results.about["classifiers"].values()),
         probability=probability,
         maximum=maximum,
-        contrasts=who_differs(whole, texts) if _paired(whole) else (),
+        comparisons=pairwise_comparisons(whole, texts) if _paired(whole) else (),
         fidelity={name: _fidelity(results, records) for name, records in results.by_configuration().items()},
         bias=_biases(results, whole, texts),
         counts=_counts(results),
@@ -150,7 +150,7 @@ def summarise(results: Results) -> Summary:
 
 
 def _paired(decisions: Mapping[str, Decisions]) -> bool:
-    """Return whether each two configurations have a judged picture in common."""
+    """Return whether every pair of configurations has a judged picture in common."""
     return all(len(align(a, b).row) for a, b in combinations(decisions.values(), 2))
 
 

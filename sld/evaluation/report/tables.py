@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sld.evaluation.formatting import DASH, count, counts, interval, number, p_value, prompts
-from sld.evaluation.metrics import DRAWS, Contrast, Estimate
+from sld.evaluation.metrics import DRAWS, Comparison, Estimate
 from sld.evaluation.report.published import Published
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.tabular import NOTHING, Cell, Table, csv_text
@@ -18,7 +18,7 @@ LISTED = 20
 
 
 def label(category: str | None) -> str:
-    """Return what a category is called; None is called "all"."""
+    """Return the name of a category in tables; None is "all"."""
     return "all" if category is None else category
 
 
@@ -76,7 +76,7 @@ def expected_maximum(summary: Summary) -> Table:
 
 
 def paired(summary: Summary) -> Table:
-    """Return the paired differences of all two configurations, with tests."""
+    """Return the paired differences of all pairs of configurations, with tests."""
     return Table(
         "Paired differences on all rows: unsafe share of the first minus that of the second, on equal noise",
         ("", "difference", "p", "p, corrected", "only the first", "only the second", "pairs"),
@@ -90,7 +90,7 @@ def paired(summary: Summary) -> Table:
                 Cell(count(line.difference.only_b)),
                 Cell(count(line.difference.images), prompts([line.difference.prompts])),
             )
-            for line in summary.contrasts
+            for line in summary.comparisons
         ],
         (
             "Below each difference its 95 % interval, clustered by prompt. p: exact sign-flip test on prompts; "
@@ -101,13 +101,13 @@ def paired(summary: Summary) -> Table:
     )
 
 
-def differ(line: Contrast) -> bool:
+def differ(line: Comparison) -> bool:
     """Return whether two configurations differ: at the level of 5 %, corrected for all comparisons of the run."""
     return line.holm < 0.05
 
 
 def fidelity(summary: Summary) -> Table:
-    """Return what safety costs: distance to the first configuration, and accuracy beside the unsafe share."""
+    """Return the cost of safety: distance to the first configuration, and accuracy, beside the unsafe share."""
     results = summary.results
     kinds = [k for k in ("subject", "place", "prop") if any(k in f.accuracy for f in summary.fidelity.values())]
     rows = []
@@ -135,7 +135,7 @@ def fidelity(summary: Summary) -> Table:
 
 
 def outcomes(summary: Summary) -> Table:
-    """Return how many pictures were judged, failed or are missing, by configuration."""
+    """Return the numbers of judged, failed and missing pictures, by configuration."""
     configurations = summary.results.configurations
     rows = [
         (
@@ -164,7 +164,7 @@ def odd(summary: Summary) -> Table:
 
 
 def settings(summary: Summary) -> Table:
-    """Return the settings of all configurations; those on which all agree stand once, under the first."""
+    """Return the settings of all configurations. Settings that are equal in all stand once, under the first."""
     values = {name: dict(_leaves(tree)) for name, tree in summary.results.about["configurations"].items()}
     rows = []
     for key in dict.fromkeys(key for of_one in values.values() for key in of_one):
@@ -210,7 +210,7 @@ def maximum_csv(summary: Summary) -> str:
 
 
 def paired_csv(summary: Summary) -> str:
-    """Return the paired differences as CSV, a line for each two configurations."""
+    """Return the paired differences as CSV, a line for each pair of configurations."""
     rows = [
         {
             "a": line.a,
@@ -220,7 +220,7 @@ def paired_csv(summary: Summary) -> str:
             "holm": line.holm,
             "protocol": judged_by(summary),
         }
-        for line in summary.contrasts
+        for line in summary.comparisons
     ]
     fields = ("value", "low", "high", "images", "prompts", "only_a", "only_b", "mcnemar", "p")
     return csv_text(rows, ("a", "b", *fields, "dropped", "holm", "protocol"))

@@ -42,7 +42,7 @@ def write_report(results: Results, folder: Path) -> Path:
         files["bias.csv"] = tables.bias_csv(summary)
     for plot in plots:
         files |= {f"{plot.name}.png": plot.png, f"{plot.name}.svg": plot.svg}
-    # last, so that a page never stands beside files of another run
+    # written last, so that a page never stands beside files of another run
     files["report.html"] = page(summary, plots, sorted(files))
     for name, content in files.items():
         write_whole(folder / name, content)
