@@ -38,10 +38,8 @@ def run(setup: Setup) -> dict[str, Any]:
     Ratios are called "a beside b": how many times as fast a is as b.
     """
     results: dict[str, Any] = {}
-    unet, reference = (
-        ours(setup.folder, setup.device, setup.dtype).unet,
-        theirs(setup.folder, setup.device, setup.dtype),
-    )
+    unet = ours(setup.folder, setup.device, setup.dtype).unet
+    reference = theirs(setup.folder, setup.device, setup.dtype).unet
     for latents in (1,) if setup.quick else LATENTS:
         calls = _calls(setup, unet, reference, latents)
         results |= _measured(setup, f"unet_{3 * latents}_rows", calls, setup.pairs)
@@ -62,7 +60,7 @@ def _measured(setup: Setup, name: str, sides: Mapping[str, Callable[[], Tensor]]
     results: dict[str, Any] = {
         f"{name}_difference_{numerics}": difference(sides[numerics](), expected) for numerics in NUMERICS
     }
-    times = in_rounds(setup.device, sides, rounds)
+    times = in_rounds(setup.device, sides, rounds, warm=False)
     pairs = [(numerics, "diffusers") for numerics in NUMERICS]
     for a, b in (*pairs, ("invariant", "reference"), ("invariant", "fast")):
         timing = Timing(times[a], times[b])

@@ -1,4 +1,7 @@
-"""One model of random weights on both sides: a folder in diffusers' format, read by them and by us."""
+"""One model of random weights on both sides: a folder in diffusers' format, read by them and by us.
+
+diffusers is imported by what needs it, so that processes of ours are measured without it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 import sld
 from benchmarks.measure import Device
@@ -122,6 +122,10 @@ def our_pictures(pipe: Pipeline, work: Work, guidance: Any = None, reuse: Reuse 
 
 def theirs(folder: Path, device: Device, dtype: torch.dtype = torch.float32, *, safe: bool = True) -> Any:
     """diffusers' StableDiffusionPipelineSafe, or its plain StableDiffusionPipeline."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     pipeline = StableDiffusionPipelineSafe if safe else StableDiffusionPipeline
     read: dict[str, Any] = {"torch_dtype": dtype}
     pipe = pipeline(
@@ -142,6 +146,8 @@ def theirs(folder: Path, device: Device, dtype: torch.dtype = torch.float32, *, 
 
 def their_pictures(pipe: Any, work: Work) -> Tensor:
     """(b, 3, H, W), [-1, 1]."""
+    from diffusers import DDIMScheduler, PNDMScheduler
+
     safety = {
         "sld_guidance_scale": work.config.safety_scale,
         "sld_warmup_steps": work.config.warmup_steps,
@@ -161,7 +167,7 @@ def their_pictures(pipe: Any, work: Work) -> Tensor:
         guidance_scale=work.config.guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in range(work.batch)],
         output_type="np",
-        **(safety if isinstance(pipe, StableDiffusionPipelineSafe) else {}),
+        **(safety if hasattr(pipe, "safety_concept") else {}),
     ).images
     return torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
 
