@@ -186,5 +186,8 @@ def difference(a: Tensor, b: Tensor) -> float:
     return apart
 
 
-LIMIT = 0.02
-"""Rounding that SLD's mask has amplified over a run stays below it; another picture does not."""
+LIMIT = 0.05
+"""Rounding that SLD's mask has amplified over a run stays below it; another picture does not.
+
+The most that was seen is 0.019, of a picture of the embedded model after 50 steps with "invariant" numerics.
+"""
