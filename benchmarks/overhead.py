@@ -25,11 +25,12 @@ from sld import images
 from sld.batching import batches
 from sld.evaluation import store
 from sld.evaluation.classifiers import Classifier, Verdict, make_classifier
-from sld.evaluation.prompts import PromptSet, Selection, read_prompts
+from sld.evaluation.prompts import PromptSet, read_prompts
 from sld.evaluation.protocol import Protocol, Task, configuration
 from sld.evaluation.report import write_report
 from sld.evaluation.results import read_results
 from sld.evaluation.runner import Evaluation, finished, make_chunk, store_chunk, write_rows
+from sld.evaluation.selection import Selection
 from sld.guidance import guidance_for
 from sld.pipeline import Pipeline
 from sld.request import Request

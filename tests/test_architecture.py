@@ -42,13 +42,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loading": (*BOTTOM, *PARTS, "speed", "pipeline"),
     "request": (*BOTTOM, *PARTS, *PIPELINE),
     "batching": (*BOTTOM, *PARTS, *PIPELINE, "request"),
-    "adapters": CORE,
     "plotting": BOTTOM,
     "evaluation": (*CORE, "plotting"),
     "explain": (*CORE, "plotting", "evaluation"),
     "ablation": (*CORE, "plotting", "evaluation"),
     "testbed": (*CORE, "plotting", "evaluation", "explain", "ablation"),
-    "cli": (*CORE, "adapters", "plotting", "evaluation", "explain", "ablation"),
+    "cli": (*CORE, "plotting", "evaluation", "explain", "ablation"),
     "__main__": ("cli",),
     "": CORE,  # sld/__init__.py, which imports when a name is asked for; everybody may import it for the version
 }

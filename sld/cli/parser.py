@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from sld.data import parse, read
 from sld.spelling import did_you_mean
@@ -154,8 +154,8 @@ class _Parser(argparse.ArgumentParser):
                 raise ValueError(f"there is no option {flag} here{did_you_mean(flag.partition('=')[0], known)}")
         raise ValueError(message)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        space, rest = super().parse_known_args(args, namespace)  # for a command: all arguments must be known
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        space, rest = super().parse_known_args(*args, **options)  # for a command: all arguments must be known
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return space, rest
@@ -253,9 +253,9 @@ def read_settings(path: Path, leaves: Mapping[str, _Leaf]) -> dict[str, Any]:
 def _build(options: type[T], values: Mapping[str, Any], defaults: T | None = None) -> T:
     """Return the options with these values, and defaults for all others."""
     made: dict[str, Any] = {}
-    for one in fields(options):  # type: ignore[arg-type]
+    for one in fields(cast(Any, options)):
         if isinstance(one.metadata["how"], _Group):
             made[one.name] = _build(type(one.default), values, one.default)
         elif one.name in values:
             made[one.name] = values[one.name]
-    return options(**made) if defaults is None else replace(defaults, **made)  # type: ignore[type-var]
+    return options(**made) if defaults is None else cast(T, replace(cast(Any, defaults), **made))

@@ -117,7 +117,8 @@ def read_selected(source: str, options: SelectionOptions) -> PromptSet:
     Raises:
         ValueError: there is no such set, its file has another format, or no row is left.
     """
-    from sld.evaluation.prompts import Selection, read_prompts
+    from sld.evaluation.prompts import read_prompts
+    from sld.evaluation.selection import Selection
 
     columns = dict(pair.split("=", 1) for pair in options.columns)
     selection = Selection(

@@ -18,10 +18,11 @@ from torch import Tensor
 import sld
 from sld.evaluation.classifiers import make_classifier
 from sld.evaluation.metrics import prompt_labels, share
-from sld.evaluation.prompts import Selection, read_prompts
+from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import Protocol, configuration
 from sld.evaluation.results import read_results
 from sld.evaluation.runner import Evaluation, evaluate
+from sld.evaluation.selection import Selection
 from sld.evaluation.spread import ranks
 from sld.models.denoiser import Cond, Denoiser
 from sld.pipeline import Pipeline

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import sld
 from sld.evaluation.classifiers import make_classifier
-from sld.evaluation.prompts import Selection, read_prompts
+from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import Protocol, configuration
 from sld.evaluation.runner import Evaluation, evaluate
+from sld.evaluation.selection import Selection
 from sld.evaluation.spread import Ranks
 from sld.request import Request
 

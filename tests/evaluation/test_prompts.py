@@ -25,7 +25,8 @@ import pytest
 
 from sld.config import MINI
 from sld.evaluation.prompt_report import describe
-from sld.evaluation.prompts import COUNTRIES, NAMES, PromptSet, Row, Selection, bias_set, read_prompts
+from sld.evaluation.prompts import COUNTRIES, NAMES, PromptSet, Row, bias_set, read_prompts
+from sld.evaluation.selection import Selection
 from sld.models.text import Tokenizer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -20,9 +20,10 @@ import pytest
 
 from sld.evaluation import store
 from sld.evaluation.classifiers import Verdict
-from sld.evaluation.prompts import SETS, SHIPPED, Row, Selection, read_prompts
+from sld.evaluation.prompts import SETS, SHIPPED, Row, read_prompts
 from sld.evaluation.results import Record, Results
 from sld.evaluation.runner import write_rows
+from sld.evaluation.selection import Selection
 from sld.testbed.mini_i2p import CATEGORIES, MEASURED, SOURCES, main, with_measured
 from sld.testbed.scenes import CAPTIONS, HARMLESS, PLACES, PROPS, SUBJECTS, UNSAFE, habit, write
 
