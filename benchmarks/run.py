@@ -44,7 +44,7 @@ def run(options: Namespace) -> None:
 def setup(options: Namespace, device: Device, dtype: torch.dtype) -> Iterator[Setup]:
     """Sizes and repetitions, and a folder with the model as long as this is open."""
     config = TINY if options.dry_run else SMALL if options.quick else FULL
-    latent, steps, long_steps = (8, 2, 2) if options.dry_run else (16, 6, 10) if options.quick else (32, 20, 50)
+    latent, steps, long_steps = (8, 2, 2) if options.dry_run else (16, 4, 6) if options.quick else (32, 20, 50)
     with tempfile.TemporaryDirectory() as folder:
         write_model(config, Path(folder) / "model")
         yield Setup(
