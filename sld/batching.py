@@ -19,7 +19,7 @@ def batches(requests: Sequence[Request], size: int | None = None) -> list[list[i
     """Return indices of requests in batches that can be sampled together, at most `size` each; None for no bound.
 
     Those that begin alike, such as one prompt and seed under several presets, stand together, so that they can share
-    what the network computes for them (`sld.rows`); where a batch ends, they are kept in one if they fit. Equal
+    what the network computes for them (`sld.speed.rows`); where a batch ends, they are kept in one if they fit. Equal
     requests are taken for images of different noise.
     """
     size = size or max(1, len(requests))
