@@ -29,7 +29,7 @@ def run(setup: Setup) -> dict[str, Any]:
     """
     config, side = setup.config, setup.config.defaults.size // setup.config.vae.factor
     with FakeTensorMode(allow_non_fake_inputs=True), half_by_default():
-        unet, vae, text = UNet(config.unet).eval(), VAE(config.vae).eval(), TextEncoder(config.text).eval()
+        unet, vae, text = UNet(config.unet).eval(), VAE(config.vae).eval(), TextEncoder(config.texts[0]).eval()
         their_unet, their_vae = _made(UNet2DConditionModel, setup, "unet"), _made(AutoencoderKL, setup, "vae")
         x, features = torch.randn(1, config.unet.latent, side, side), torch.randn(3, 77, config.unet.context)
         t = torch.tensor(421)

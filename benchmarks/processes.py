@@ -40,7 +40,7 @@ print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) *
 SIDES = {
     "ours": {
         "pipe": "sides.ours(folder, cpu)",
-        "networks": "pipe.unet, pipe.vae, pipe.text",
+        "networks": "pipe.unet, pipe.vae, *pipe.texts",
         "pictures": "our_pictures",
     },
     "theirs": {

@@ -26,7 +26,7 @@ from sld.pipeline import Pipeline
 from sld.samplers import make_sampler
 from sld.speed.reuse import NO_REUSE, Reuse
 
-FULL = replace(SD15, text=replace(SD15.text, vocabulary=833))
+FULL = replace(SD15, texts=(replace(SD15.texts[0], vocabulary=833),))
 """SD 1.5, but for the vocabulary, which is the embedded model's: CLIP's tokenizer is not at hand everywhere."""
 
 SMALL = replace(
@@ -41,7 +41,7 @@ SMALL = replace(
         res_blocks=1,
     ),
     vae=replace(SD15.vae, channels=(32, 64, 64, 64), res_blocks=1),
-    text=replace(FULL.text, layers=2),
+    texts=(replace(FULL.texts[0], layers=2),),
 )
 """SD 1.5's shape with a fifth of its width and about half its depth."""
 
@@ -67,20 +67,20 @@ SCHEDULE: dict[str, Any] = {
 def write_model(config: ModelConfig, folder: Path) -> None:
     """A model of random weights in `folder`, with the embedded model's tokenizer."""
     torch.manual_seed(0)
-    _write(folder, config, UNet(config.unet), VAE(config.vae), TextEncoder(config.text))
+    _write(folder, config, UNet(config.unet), VAE(config.vae), TextEncoder(config.texts[0]))
 
 
 def write_embedded(folder: Path) -> None:
     """The embedded model in `folder`."""
     parts = checkpoints.load(embedded_checkpoint())
-    _write(folder, parts.config, parts.unet, parts.vae, parts.text)
+    _write(folder, parts.config, parts.unet, parts.vae, *parts.texts)
 
 
 def _write(folder: Path, config: ModelConfig, *networks: Any) -> None:
     tokenizer = embedded_checkpoint().parent / "tokenizer"
     checkpoints.save_diffusers(folder, config, *networks, dtype=torch.float32, tokenizer=tokenizer)
     settings = folder / "tokenizer" / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": config.text.tokens}))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": config.texts[0].tokens}))
 
 
 @dataclass(frozen=True)
