@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ COMPVIS_SHAPES = {
 }
 
 
+@cache
 def meta_models(config: ModelConfig) -> dict[str, nn.Module]:
     with torch.device("meta"):
         return {"unet": UNet(config.unet), "vae": VAE(config.vae), "text": TextEncoder(config.texts[0])}
