@@ -83,10 +83,26 @@ def test_a_sidecar_makes_the_same_picture_again(made, tmp_path):
 
     run = sld("generate", "--again", made / f"{name}.json", "--out", tmp_path)
 
-    assert run.returncode == 0 and not run.stderr
+    assert run.returncode == 0
+    (told,) = run.stderr.splitlines()
+    assert "made in a batch of 4, and is made alone now" in told
     again = tmp_path / f"{name}.png"
     # alone and in a batch of four, kernels may round a little differently
     assert np.abs(pixels(again).astype(int) - pixels(made / f"{name}.png")).max() <= 1
+
+
+def test_a_picture_of_its_own_is_made_again_bit_for_bit_and_without_a_warning(tmp_path):
+    """Alone with the reference's numerics, and in a batch with invariant ones."""
+    for numerics, seeds in (("reference", "3"), ("invariant", "3,4")):
+        first, second = tmp_path / numerics, tmp_path / f"{numerics} again"
+        how = ("--numerics", numerics)
+        assert here("generate", PROMPT, "--seeds", seeds, "--out", first, *how, *QUICK).returncode == 0
+        sidecar = min(first.glob("*.json"))
+        assert "batch" not in json.loads(sidecar.read_text())
+        run = here("generate", "--again", sidecar, "--out", second, *how)
+        assert run.returncode == 0 and not run.stderr
+        (again,) = second.glob("*.png")
+        assert again.read_bytes() == sidecar.with_suffix(".png").read_bytes()
 
 
 def test_a_sidecar_of_other_weights_is_used_with_a_warning(made, tmp_path):
@@ -125,7 +141,7 @@ def test_a_sidecar_that_cannot_be_is_told_with_file_and_field(field, value, mess
 def test_a_sidecar_of_the_first_edition_says_what_is_made_otherwise(exact, nearest, made, tmp_path):
     """Mutants: exact_batch not looked at, numerics told as a second difference."""
     sidecar = json.loads((made / "a-fox-in-a-dark-alley-strong-0.json").read_text())
-    del sidecar["numerics"]
+    del sidecar["numerics"], sidecar["batch"]  # which it did not have
     (tmp_path / "old.json").write_text(json.dumps({**sidecar, "exact_batch": exact}))
 
     run = here("generate", "--again", tmp_path / "old.json", "--numerics", nearest, "--out", tmp_path / "again")
