@@ -153,8 +153,8 @@ def _request_again(sidecar: dict[str, Any], where: str, pipe: Pipeline) -> Reque
         sidecar = {key: value for key, value in sidecar.items() if key != "exact_batch"}
     if (batch := sidecar.get("batch", 1)) != 1:
         warnings.warn(
-            f"the picture was made in a batch of {batch}, and is made alone now: its last bits may differ (with invariant "
-            "numerics an image has the same bits in any batch)",
+            f"the picture was made in a batch of {batch}, and is made alone now: its last bits may differ (with "
+            "invariant numerics an image has the same bits in any batch)",
             stacklevel=2,
         )
     for key in dict.fromkeys((*sidecar, *now)):
