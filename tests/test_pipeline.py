@@ -48,10 +48,13 @@ def test_the_usual_sampler_is_the_one_that_the_checkpoint_names(pipe):
 
 
 def test_what_a_checkpoint_wants_by_default_is_one_record_of_its_config(pipe):
-    """Sampler, spacing, steps, guidance scale, concept and size. Killed by: each of them read elsewhere."""
-    wants = Defaults(size=32, sampler="ddim", spacing="trailing", steps=3, guidance_scale=2.0, concept="a knife")
+    """Sampler, spacing, steps, guidance scale, concept and size; SLD acts from evaluation 10 on.
+
+    Killed by: another spacing, another concept.
+    """
+    wants = Defaults(size=32, sampler="ddim", spacing="trailing", steps=13, guidance_scale=2.0, concept="a knife")
     other = replace(pipe, config=replace(pipe.config, defaults=wants))
-    sampler = make_sampler("ddim", pipe.schedule, 3, "trailing")
+    sampler = make_sampler("ddim", pipe.schedule, 13, "trailing")
     run = {"sampler": sampler, "size": 32, "concept": "a knife", "guidance": guidance_for("medium", 2.0)}
     expected = final(pipe, PROMPT, **run)
 

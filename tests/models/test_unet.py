@@ -1,7 +1,7 @@
 """The plain networks beside diffusers' and transformers', bit by bit, and what a user may call them with.
 
 Mutants that failed here: one time for all rows, 1x1 convolutions as linear maps of places, the norm's epsilon of the
-other network, padding of the encoder on both sides, eps and v exchanged for the last layer but one of SD 2's text.
+other network, the encoder padded on the other sides, the text's state before its last norm.
 """
 
 from __future__ import annotations
