@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -152,21 +152,12 @@ class Pipeline:
             guidance_scale = self.config.defaults.guidance_scale
         return guidance_for(safety, guidance_scale)
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Cond:
-        """Encode texts as one batch, a row for each.
+        """Return the condition of texts, a row for each, encoded as one batch.
 
         A text that is longer than the encoder takes loses its end, with a warning.
         """
-        for text in dict.fromkeys(texts):
-            if cut := self.tokenizers[0].cut(text):
-                tokens = self.config.texts[0].tokens
-                warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=3)
-        features = [
-            on_device(encoder, self.device)(tokenizer(texts).to(self.device))
-            for encoder, tokenizer in zip(self.texts, self.tokenizers, strict=True)
-        ]
-        return Cond(torch.cat(features, dim=-1))
+        return self._encode([texts])
 
     def sample(
         self,
@@ -261,7 +252,9 @@ class Pipeline:
             evaluations = self._plain(guidance, self._encode_as_reference(guidance, texts), timesteps, state.i)
         else:
             known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
-            starts = [(seed, bytes(latents)) for seed, latents in zip(seeds, known.cpu().numpy(), strict=True)]
+            starts: list[Hashable] = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
+            if between is not None:  # which may part images that begin alike
+                starts = list(range(batch))
             network = RowNetwork(
                 unet=self._keyed,
                 cond=self._encode_distinct(texts),
@@ -386,23 +379,39 @@ class Pipeline:
         for i in range(start, len(timesteps)):
             yield i, lambda x, t=timesteps[i]: predict(x, t)
 
+    @torch.no_grad()
+    def _encode(self, batches: Sequence[Sequence[str]]) -> Cond:
+        """Encode batches of texts, one after another. Encoders that wait elsewhere are copied once for all of them."""
+        for text in dict.fromkeys(text for texts in batches for text in texts):
+            if cut := self.tokenizers[0].cut(text):
+                tokens = self.config.texts[0].tokens
+                warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=4)
+        encoders = [on_device(encoder, self.device) for encoder in self.texts]
+
+        def features(texts: Sequence[str]) -> Tensor:
+            pairs = zip(encoders, self.tokenizers, strict=True)
+            return torch.cat([encoder(tokenizer(texts).to(self.device)) for encoder, tokenizer in pairs], dim=-1)
+
+        return Cond(torch.cat([features(texts) for texts in batches]))
+
     def _encode_as_reference(self, guidance: Guidance[Any, Any, Any], texts: list[str]) -> Cond:
-        """Texts encoded in the reference's batches: all prompts, all negative prompts, each concept once."""
-        b = len(texts) // len(guidance.conditions)
-        conds = []
+        """Encode texts in the reference's batches: all prompts, all negative prompts, each concept once."""
+        b, batches = len(texts) // len(guidance.conditions), []
+        rows: list[int] = []
         for k, condition in enumerate(guidance.conditions):
-            own = texts[k * b : (k + 1) * b]
+            own, first = texts[k * b : (k + 1) * b], sum(map(len, batches))
             if condition in ("uncond", "text"):
-                conds.append(self.encode(own))
+                batches.append(own)
+                rows += range(first, first + b)
             else:
-                distinct = list(dict.fromkeys(own))
-                conds.append(self.encode(distinct)[[distinct.index(text) for text in own]])
-        return Cond.cat(conds)
+                batches.append(distinct := list(dict.fromkeys(own)))
+                rows += [first + distinct.index(text) for text in own]
+        return self._encode(batches)[rows]
 
     def _encode_distinct(self, texts: list[str]) -> Cond:
         """Encode every distinct text once and by itself, so that it has the same features in every batch."""
         distinct = list(dict.fromkeys(texts))
-        return Cond.cat([self.encode([text]) for text in distinct])[[distinct.index(text) for text in texts]]
+        return self._encode([[text] for text in distinct])[[distinct.index(text) for text in texts]]
 
     @cached_property
     def _keyed(self) -> KeyedUNet:

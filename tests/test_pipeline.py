@@ -119,6 +119,28 @@ def test_a_hook_between_steps_decides_what_a_run_goes_on_with(pipe):
     assert not torch.equal(run[-1].x[..., 8:], final(pipe, PROMPT, 5, sampler=sampler)[..., 8:])
 
 
+@pytest.mark.parametrize("numerics", ["fast", "invariant"])
+def test_images_that_a_hook_parts_share_no_rows(pipe, numerics):
+    """They begin alike, with one prompt and seed. Killed by: rows shared as without a hook."""
+    pipe = replace(pipe, numerics=numerics)
+    run = {"sampler": short(pipe, steps=4), "guidance": ClassifierFreeGuidance(), "size": 32}
+    flips = torch.tensor([1.0, -1.0])[:, None, None, None]
+
+    together = final(pipe, [PROMPT] * 2, [5, 5], between=lambda state, _: state.x * flips, **run)
+    alone = [final(pipe, PROMPT, 5, between=lambda state, _, f=f: state.x * f, **run) for f in (1.0, -1.0)]
+
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+def test_encoders_that_wait_elsewhere_are_copied_once_for_all_texts(pipe, monkeypatch):
+    copies = []
+    monkeypatch.setattr("sld.pipeline.on_device", lambda network, device: copies.append(network) or network)
+    for numerics in ("reference", "invariant"):
+        copies.clear()
+        next(iter(replace(pipe, numerics=numerics).sample([PROMPT, "an owl"], [0, 1], sampler=short(pipe))))
+        assert copies == list(pipe.texts)
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**63, 2**64 - 1])
 def test_a_seed_means_normal_noise_of_a_cpu_generator(pipe, seed):
     first = next(iter(pipe.sample([PROMPT, PROMPT], [3, seed], sampler=short(pipe))))

@@ -80,7 +80,7 @@ def read_config(folder: Path) -> ModelConfig:
     defaults = Defaults(size=side * vae.factor, sampler=sampler)
     if (own := folder / _OWN).is_file():
         try:
-            defaults = read(Defaults, _read(own)["defaults"])
+            defaults = read(Defaults, {**_read(own)["defaults"], "size": defaults.size, "sampler": sampler})
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{own} does not hold the defaults of a checkpoint ({error!r}): remove it") from None
     config = ModelConfig(folder.resolve().name, unet, vae, (_read_text(folder),), schedule, defaults)
@@ -143,7 +143,9 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
     }
     _write(folder / "model_index.json", index)
     if defaults != Defaults(size=defaults.size, sampler=defaults.sampler):
-        _write(folder / _OWN, {"defaults": asdict(defaults)})
+        # size and sampler stand in diffusers' own files, and are read from there
+        own_defaults = {name: value for name, value in asdict(defaults).items() if name not in ("size", "sampler")}
+        _write(folder / _OWN, {"defaults": own_defaults})
 
 
 def _read_unet(folder: Path) -> tuple[UNetConfig, int]:

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
 from sld.checkpoints.folders import read_config, write_configs
-from sld.config import MINI, SD15, SD21, Defaults, ModelConfig
+from sld.config import MINI, SD15, SD21
 from sld.models.denoiser import Cond
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -597,12 +597,3 @@ def test_a_folder_loaded_under_a_wrong_name_is_told_to_speak_for_itself(tmp_path
     assert load(tmp_path / "folder").config == replace(TINY1, name="folder")
     with pytest.raises(CheckpointError, match="try without config="):
         load(tmp_path / "folder", TINY2)
-
-
-def test_configs_of_the_first_edition_are_read(tmp_path):
-    """It kept the size beside the parts and the sampler with the schedule. Killed by: the sampler dropped."""
-    values = replace(TINY1, defaults=Defaults(size=16, sampler="ddim")).to_dict()
-    values["size"] = values.pop("defaults")["size"]
-    (values["text"],) = values.pop("texts")
-    values["schedule"]["sampler"] = "ddim"
-    assert ModelConfig.from_dict(values) == replace(TINY1, defaults=Defaults(size=16, sampler="ddim"))
