@@ -253,8 +253,7 @@ class Pipeline:
         else:
             known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
             starts: list[Hashable] = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
-            if between is not None:  # which may part images that begin alike
-                starts = list(range(batch))
+            starts = starts if between is None else list(range(batch))  # a hook may part images that begin alike
             network = RowNetwork(
                 unet=self._keyed,
                 cond=self._encode_distinct(texts),
@@ -386,26 +385,21 @@ class Pipeline:
             if cut := self.tokenizers[0].cut(text):
                 tokens = self.config.texts[0].tokens
                 warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=4)
-        encoders = [on_device(encoder, self.device) for encoder in self.texts]
-
-        def features(texts: Sequence[str]) -> Tensor:
-            pairs = zip(encoders, self.tokenizers, strict=True)
-            return torch.cat([encoder(tokenizer(texts).to(self.device)) for encoder, tokenizer in pairs], dim=-1)
-
-        return Cond(torch.cat([features(texts) for texts in batches]))
+        features = []
+        for waiting, tokenizer in zip(self.texts, self.tokenizers, strict=True):
+            encoder = on_device(waiting, self.device)
+            features.append(torch.cat([encoder(tokenizer(texts).to(self.device)) for texts in batches]))
+        return Cond(torch.cat(features, dim=-1))
 
     def _encode_as_reference(self, guidance: Guidance[Any, Any, Any], texts: list[str]) -> Cond:
         """Encode texts in the reference's batches: all prompts, all negative prompts, each concept once."""
-        b, batches = len(texts) // len(guidance.conditions), []
-        rows: list[int] = []
+        b = len(texts) // len(guidance.conditions)
+        batches, rows = [], []
         for k, condition in enumerate(guidance.conditions):
             own, first = texts[k * b : (k + 1) * b], sum(map(len, batches))
-            if condition in ("uncond", "text"):
-                batches.append(own)
-                rows += range(first, first + b)
-            else:
-                batches.append(distinct := list(dict.fromkeys(own)))
-                rows += [first + distinct.index(text) for text in own]
+            concept = condition not in ("uncond", "text")
+            batches.append(list(dict.fromkeys(own)) if concept else own)
+            rows += [first + (batches[-1].index(text) if concept else n) for n, text in enumerate(own)]
         return self._encode(batches)[rows]
 
     def _encode_distinct(self, texts: list[str]) -> Cond:
