@@ -144,7 +144,7 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         folder = f"{file.path.parent.name}/" if single is None else ""
         used = {key for part, its in files.items() if its is file for key in matches[part].key_maps}
         for key in (key for key in file.tensors if key not in used):
-            name = next((leftover.name for leftover in known if leftover.matches(key)), None)
+            name = next((name for name, pattern in known.items() if pattern.fullmatch(key)), None)
             (unmatched if name is None else dropped.setdefault(name, [])).append(folder + key)
         if file.beside:
             dropped.setdefault("state of the training, beside the weights", []).extend(file.beside)

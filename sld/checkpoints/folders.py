@@ -23,43 +23,10 @@ from sld.config import (
 from sld.data import read
 
 _KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("diffusers.json").read_text())
-"""Of every part's config file: "fixed", what our networks have no option for, so that a folder that says otherwise is
-refused; and "absent", what the reference takes where a file says nothing."""
+"""Of every part's config file: "names", the keys of our configs' fields where values are the same ("heads" of a UNet is
+a count, whatever its key says); "fixed", what our networks have no option for, so that a folder that says otherwise is
+refused; "absent", what the reference takes where a file says nothing; "written", what we add in files of ours."""
 
-# Fields of our configs -> diffusers' and transformers' names, where the values are the same.
-_UNET = {
-    "channels": "block_out_channels",
-    "res_blocks": "layers_per_block",
-    "heads": "attention_head_dim",  # the count, in diffusers' Stable Diffusion
-    "depth": "transformer_layers_per_block",
-    "context": "cross_attention_dim",
-    "linear_projection": "use_linear_projection",
-    "groups": "norm_num_groups",
-    "latent": "in_channels",
-}
-_VAE = {
-    "channels": "block_out_channels",
-    "res_blocks": "layers_per_block",
-    "scaling": "scaling_factor",
-    "groups": "norm_num_groups",
-    "latent": "latent_channels",
-}
-_TEXT = {
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "tokens": "max_position_embeddings",
-    "vocabulary": "vocab_size",
-    "activation": "hidden_act",
-}
-_SCHEDULE = {
-    "steps": "num_train_timesteps",
-    "beta_start": "beta_start",
-    "beta_end": "beta_end",
-    "steps_offset": "steps_offset",
-    "final_alpha_one": "set_alpha_to_one",
-}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -74,7 +41,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         CheckpointError: a config file is missing, or asks for what Stable Diffusion 1 and 2 do not have.
     """
-    vae = _fields(VAEConfig, _VAE, *_part(folder, "vae"))
+    vae = _fields(VAEConfig, "vae", *_part(folder, "vae"))
     unet, side = _read_unet(folder)
     schedule, sampler = _read_schedule(folder)
     defaults = Defaults(size=side * vae.factor, sampler=sampler)
@@ -99,48 +66,41 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
     unet, vae, text, schedule = config.unet, config.vae, config.texts[0], config.schedule
     defaults, entry = config.defaults, SAMPLERS[config.defaults.sampler]
     levels = len(vae.channels)
-    own = {
-        "unet": _named(_UNET, unet)
-        | {
-            "down_block_types": [_name(_DOWN, a) for a in unet.attention],
-            "out_channels": unet.latent,
-            "sample_size": defaults.size // vae.factor,
-            "up_block_types": [_name(_UP, a) for a in reversed(unet.attention)],
-        },
-        "vae": _named(_VAE, vae)
-        | {
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "sample_size": defaults.size,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-        },
-        "text_encoder": _named(_TEXT, text)
-        | {
-            "architectures": ["CLIPTextModel"],
-            "bos_token_id": text.vocabulary - 2,
-            "eos_token_id": text.vocabulary - 1,
-            "model_type": "clip_text_model",
-            "pad_token_id": text.vocabulary - 1 if text.pad is None else text.pad,
-            "projection_dim": text.width,
-        },
-        "scheduler": _named(_SCHEDULE, schedule)
-        | {
-            "_class_name": entry.scheduler,
-            "prediction_type": _name(_PREDICTIONS, schedule.prediction),
-            "skip_prk_steps": True,
-            "timestep_spacing": defaults.spacing or entry.spacings[0],
-        },
-    }
-    for part, values in own.items():
-        _write(_config_file(folder, part), _KNOWN[part]["fixed"] | values)
-    classes = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "requires_safety_checker": False,
-        **{part: [None, None] for part in ("feature_extractor", "safety_checker")},
-        **{part: ["transformers", name] for part, name in classes.items()},
-        **{part: ["diffusers", _KNOWN[part]["fixed"]["_class_name"]] for part in ("unet", "vae")},
-        "scheduler": ["diffusers", entry.scheduler],
-    }
+    _write_part(
+        folder,
+        "unet",
+        unet,
+        down_block_types=[_name(_DOWN, a) for a in unet.attention],
+        out_channels=unet.latent,
+        sample_size=defaults.size // vae.factor,
+        up_block_types=[_name(_UP, a) for a in reversed(unet.attention)],
+    )
+    _write_part(
+        folder,
+        "vae",
+        vae,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        sample_size=defaults.size,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
+    _write_part(
+        folder,
+        "text_encoder",
+        text,
+        bos_token_id=text.vocabulary - 2,
+        eos_token_id=text.vocabulary - 1,
+        pad_token_id=text.vocabulary - 1 if text.pad is None else text.pad,
+        projection_dim=text.width,
+    )
+    _write_part(
+        folder,
+        "scheduler",
+        schedule,
+        _class_name=entry.scheduler,
+        prediction_type=_name(_PREDICTIONS, schedule.prediction),
+        timestep_spacing=defaults.spacing or entry.spacings[0],
+    )
+    index = _KNOWN["model_index"]["written"] | {"scheduler": ["diffusers", entry.scheduler]}
     _write(folder / "model_index.json", index)
     if defaults != Defaults(size=defaults.size, sampler=defaults.sampler):
         # size and sampler stand in diffusers' own files, and are read from there
@@ -164,7 +124,7 @@ def _read_unet(folder: Path) -> tuple[UNetConfig, int]:
     for name in ("attention_head_dim", "transformer_layers_per_block"):
         if isinstance(values[name], int):
             values[name] = [values[name]] * len(attention)
-    return _fields(UNetConfig, _UNET, values, path, attention=attention), _get(values, "sample_size", path)
+    return _fields(UNetConfig, "unet", values, path, attention=attention), _get(values, "sample_size", path)
 
 
 def _read_text(folder: Path) -> TextConfig:
@@ -172,7 +132,7 @@ def _read_text(folder: Path) -> TextConfig:
     activation = values["hidden_act"]
     if activation not in ("quick_gelu", "gelu"):
         raise CheckpointError(f"{path}: hidden_act is {activation!r}, expected 'quick_gelu' or 'gelu'")
-    return _fields(TextConfig, _TEXT, values, path, pad=_read_pad(folder / "tokenizer", activation))
+    return _fields(TextConfig, "text_encoder", values, path, pad=_read_pad(folder / "tokenizer", activation))
 
 
 def _read_pad(tokenizer: Path, activation: str) -> int | None:
@@ -198,7 +158,7 @@ def _read_schedule(folder: Path) -> tuple[ScheduleConfig, str]:
     prediction = _translate(_PREDICTIONS, values["prediction_type"], path)
     kind = values.get("_class_name")
     sampler = next((name for name, entry in SAMPLERS.items() if entry.scheduler == kind), "pndm")
-    return _fields(ScheduleConfig, _SCHEDULE, values, path, prediction=prediction), sampler
+    return _fields(ScheduleConfig, "scheduler", values, path, prediction=prediction), sampler
 
 
 def _config_file(folder: Path, part: str) -> Path:
@@ -217,17 +177,13 @@ def _part(folder: Path, part: str) -> tuple[dict[str, Any], Path]:
     return known["absent"] | values, path
 
 
-def _fields(kind: type[T], names: Mapping[str, str], values: Mapping[str, Any], path: Path, **own: Any) -> T:
-    """A config of ours from a file's values under their names, and `own` ones."""
-    found = {ours: _get(values, theirs, path) for ours, theirs in names.items()}
+def _fields(kind: type[T], part: str, values: Mapping[str, Any], path: Path, **own: Any) -> T:
+    """A config of ours from the values of a part's file, and `own` ones."""
+    found = {ours: _get(values, theirs, path) for ours, theirs in _KNOWN[part]["names"].items()}
     try:
         return read(kind, {**found, **own}, f"{path}:")
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-
-
-def _named(names: Mapping[str, str], config: Any) -> dict[str, Any]:
-    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -255,6 +211,12 @@ def _translate(names: Mapping[str, T], name: str, path: Path) -> T:
 
 def _name(names: Mapping[str, T], value: T) -> str:
     return next(name for name, known in names.items() if known == value)
+
+
+def _write_part(folder: Path, part: str, config: Any, **values: Any) -> None:
+    known = _KNOWN[part]
+    named = {theirs: getattr(config, ours) for ours, theirs in known["names"].items()}
+    _write(_config_file(folder, part), known["fixed"] | known.get("written", {}) | named | values)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

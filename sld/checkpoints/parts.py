@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from sld.checkpoints import tables
-from sld.checkpoints.remap import KeyMap, Leftover
+from sld.checkpoints.remap import KeyMap
 from sld.checkpoints.tables import Row, Shape
 from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 Format = Literal["compvis", "diffusers"]
-
-_WEIGHTS = ("diffusion_pytorch_model",)
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Part:
         title: what it is, in words.
         config: of the network.
         rows: its modules.
-        folder, stems: where a diffusers folder keeps its weights, and what their files may be called.
-        prefixes: what may stand before its keys in each format; the first is what is written.
-        openclip: whether a single file has OpenCLIP's names of it.
+        folder: where a diffusers folder keeps its weights.
+        single: what may stand before its keys in a single file; the first is what is written.
+        stems: what the files in its folder may be called.
+        inside: what may stand before its keys in these.
     """
 
     key: str
@@ -36,9 +37,9 @@ class Part:
     config: UNetConfig | VAEConfig | TextConfig
     rows: tuple[Row, ...]
     folder: str
-    stems: tuple[str, ...]
-    prefixes: Mapping[Format, tuple[str, ...]]
-    openclip: bool = False
+    single: tuple[str, ...]
+    stems: tuple[str, ...] = ("diffusion_pytorch_model",)
+    inside: tuple[str, ...] = ("",)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -53,14 +54,16 @@ class Part:
             format: of the file.
             use_ema: name the averaged UNet of a CompVis file instead of the last one.
         """
-        own_column = format == "compvis" and (self.openclip or not isinstance(self.config, TextConfig))
+        # a single file has transformers' names of SD 1's text encoder, and OpenCLIP's of SD 2's
+        own_column = format == "compvis" and not (isinstance(self.config, TextConfig) and not self.config.openclip)
+        prefixes = self.single if format == "compvis" else self.inside
         averaged = use_ema and self.key == "unet"
         stacked: dict[tuple[str, ...], list[str]] = {}
         convolutions: set[tuple[str, ...]] = set()
         for row in self.rows:
             for leaf in ("weight", "bias") if row.bias else ("weight",):
                 spellings = (row.compvis if own_column else row.diffusers).split("|")
-                theirs = tuple(p + _stored(name, leaf) for p in self.prefixes[format] for name in spellings)
+                theirs = tuple(p + _stored(name, leaf) for p in prefixes for name in spellings)
                 theirs = tuple(map(_averaged, theirs)) if averaged else theirs
                 stacked.setdefault(theirs, []).append(f"{row.ours}.{leaf}")
                 if row.convolution and format == "compvis" and leaf == "weight":
@@ -73,44 +76,17 @@ class Part:
 
 def parts(config: ModelConfig) -> tuple[Part, ...]:
     """The networks of a model, in the order in which they are named."""
-    bare = ("",)
-    made = [
-        Part(
-            "unet",
-            "UNet",
-            config.unet,
-            tuple(tables.unet(config.unet)),
-            "unet",
-            _WEIGHTS,
-            {"compvis": ("model.diffusion_model.",), "diffusers": bare},
-        ),
-        Part(
-            "vae",
-            "autoencoder",
-            config.vae,
-            tuple(tables.vae(config.vae)),
-            "vae",
-            _WEIGHTS,
-            {"compvis": ("first_stage_model.",), "diffusers": bare},
-        ),
-    ]
-    clip = "cond_stage_model.transformer."
-    for k, text in enumerate(config.texts):
-        number = f"_{k + 1}" if k else ""
-        single = ("cond_stage_model.model.",) if text.openclip else (f"{clip}text_model.", clip)
-        made.append(
-            Part(
-                f"text{number}",
-                f"text encoder{number.replace('_', ' ')}",
-                text,
-                tuple(tables.text(text)),
-                f"text_encoder{number}",
-                ("model", "pytorch_model"),
-                {"compvis": single, "diffusers": ("text_model.", "")},
-                text.openclip,
-            )
-        )
-    return tuple(made)
+    unet = Part("unet", "UNet", config.unet, tuple(tables.unet(config.unet)), "unet", ("model.diffusion_model.",))
+    vae = Part("vae", "autoencoder", config.vae, tuple(tables.vae(config.vae)), "vae", ("first_stage_model.",))
+    return unet, vae, *(_text(k, text) for k, text in enumerate(config.texts))
+
+
+def _text(k: int, config: TextConfig) -> Part:
+    number, clip = f"_{k + 1}" if k else "", "cond_stage_model.transformer."
+    single = ("cond_stage_model.model.",) if config.openclip else (f"{clip}text_model.", clip)
+    names, title = ("model", "pytorch_model"), f"text encoder{number.replace('_', ' ')}"
+    rows, folder = tuple(tables.text(config)), f"text_encoder{number}"
+    return Part(f"text{number}", title, config, rows, folder, single, names, ("text_model.", ""))
 
 
 def _stored(name: str, leaf: str) -> str:
@@ -125,30 +101,20 @@ def _averaged(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-_DIFFUSION = (
-    "betas|alphas_cumprod(_prev)?|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)alphas_cumprod"
-    "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|lvlb_weights|logvar"
-)
+_LEFTOVERS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("leftovers.json").read_text())
+"""Patterns of whole keys by what they are: of each format, and of kinds of files in it."""
 
 
-def leftovers(format: Format, config: ModelConfig, use_ema: bool = False) -> tuple[Leftover, ...]:
-    """What checkpoints are known to hold beside the model that is read. Everything else unknown is an error."""
-    position_ids = Leftover("text positions, a plain range", r"(.+\.)?embeddings\.position_ids")
-    if format == "diffusers":
-        return position_ids, Leftover("text projection, for CLIP's pooled output", r"text_projection\.weight")
-    known = [
-        position_ids,
-        Leftover("counters of the average (EMA)", r"model_ema\.(decay|num_updates)"),
-        Leftover("noise schedule of the training code", _DIFFUSION),
-        Leftover("training of the autoencoder", r"first_stage_model\.(loss|model_ema)\..+"),
-        Leftover("safety checker", r"safety_checker\..+"),
-    ]
-    if use_ema:
-        known.append(Leftover("last UNet, beside the averaged one", r"model\.diffusion_model\..+"))
-    else:
-        known.append(Leftover("averaged UNet (EMA)", r"model_ema\.diffusion_model.+"))
-    for text in (text for text in config.texts if text.openclip):
-        clip, last = r"cond_stage_model\.model\.", rf"transformer\.resblocks\.{text.layers}\..+"
-        known.append(Leftover("OpenCLIP's last layer, behind the one that is read", clip + last))
-        known.append(Leftover("OpenCLIP's contrastive head", rf"{clip}(text_projection|logit_scale|attn_mask)"))
-    return tuple(known)
+def leftovers(format: Format, config: ModelConfig, use_ema: bool = False) -> dict[str, re.Pattern[str]]:
+    """Return what checkpoints are known to hold beside the model that is read. Everything else unknown is an error.
+
+    Returns:
+        The pattern of whole keys, by the name of what they are.
+    """
+    known = dict(_LEFTOVERS[format])
+    if format == "compvis":
+        known |= _LEFTOVERS["compvis, averaged" if use_ema else "compvis, last"]
+        for text in (text for text in config.texts if text.openclip):
+            openclip = _LEFTOVERS["compvis, openclip"].items()
+            known |= {name: pattern.replace("<layers>", str(text.layers)) for name, pattern in openclip}
+    return {name: re.compile(pattern) for name, pattern in known.items()}

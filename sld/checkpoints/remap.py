@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,14 +49,3 @@ class KeyMap:
         values = [parameters[key] for key in self.ours]
         x = values[0] if len(values) == 1 else torch.cat(values)
         return x[:, :, None, None] if self.convolution else x
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """Known keys that are not read, with the name of the reason. `pattern` matches a whole key."""
-
-    name: str
-    pattern: str
-
-    def matches(self, key: str) -> bool:
-        return re.fullmatch(self.pattern, key) is not None
