@@ -26,8 +26,7 @@ from benchmarks.measure import Spent, in_rounds
 from benchmarks.setup import Setup
 from sld.ablation.labels import label_points
 from sld.ablation.plots import PANEL, WIDE, front
-from sld.batching import network_rows
-from sld.batching import run as make
+from sld.batching import network_rows, run as make
 from sld.evaluation.formatting import number
 from sld.evaluation.prompts import read_prompts
 from sld.evaluation.protocol import configuration

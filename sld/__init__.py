@@ -4,8 +4,9 @@
 `import sld` loads no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from sld.lazy import on_first_use
 
 if TYPE_CHECKING:
     from sld.guidance import PRESETS, SafeLatentGuidance, SLDConfig
@@ -39,8 +40,4 @@ __all__ = [
     "make_sampler",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sld' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = on_first_use(__name__, _HOME)

@@ -218,6 +218,24 @@ class ModelConfig:
     schedule: ScheduleConfig
     defaults: Defaults
 
+    def latent_size(self, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return height and width of the latents of a picture.
+
+        Args:
+            size: of the picture in pixels, one number or (height, width); None for the checkpoint's usual one.
+
+        Raises:
+            ValueError: a side is no positive multiple of the autoencoder's factor.
+        """
+        usual, factor = self.defaults.size, self.vae.factor
+        size = usual if size is None else size
+        height, width = (size, size) if isinstance(size, int) else size
+        for side in (height, width):
+            if not isinstance(side, int) or side <= 0 or side % factor:
+                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else usual
+                raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {side} (try {near})")
+        return height // factor, width // factor
+
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, as stored in JSON."""
         return asdict(self)

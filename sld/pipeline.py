@@ -13,18 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from sld import checkpoints, images
-from sld.arguments import batch_size, checked_seeds, spread
+from sld.arguments import batch_size, spread
 from sld.config import NUMERICS, ModelConfig, Numerics
 from sld.guidance import Guidance, SLDConfig, guidance_for
 from sld.models.denoiser import Cond, Denoiser
 from sld.models.text import TextEncoder, Tokenizer
-from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.noise import Noise
 from sld.samplers import Level, Sampler, Schedule, make_sampler
 from sld.speed.compiled import compiled_blocks, compiled_step
-from sld.speed.keys import KeyedUNet
+from sld.speed.keys import KeyedUNet, own_unet
 from sld.speed.reuse import NO_REUSE, Reuse
-from sld.speed.rows import RowNetwork, Rows, count, plan
+from sld.speed.rows import RowNetwork, Rows, plan, rows_of_run
 from sld.speed.tiles import decode_tiles
 from sld.speed.weights import on_device
 from sld.speed.winograd import with_winograd
@@ -84,7 +84,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         named("numerics", self.numerics, NUMERICS)
         if self.numerics != "reference":
-            self._own_unet(f"numerics {self.numerics!r}")
+            own_unet(self.unet, f"numerics {self.numerics!r}")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(f"rows_at_once must be at least 1, or None for all; got {self.rows_at_once}")
         factor = self.config.vae.factor
@@ -214,56 +214,38 @@ class Pipeline:
         batch = batch_size(prompts=prompts, seeds=seeds, negative=negative, concept=concept)
         if state is not None and len(state.x) != batch:
             raise ValueError(f"the state to go on from holds {len(state.x)} images, the arguments describe {batch}")
-        if reuse and self.numerics == "reference":
-            raise ValueError(
-                "deep features kept from earlier evaluations are an approximation, and numerics are 'reference': take "
-                "numerics 'fast' or 'invariant'"
-            )
-        if state is not None and not reuse.deep(state.i):
-            at = max(i for i in range(state.i + 1) if reuse.deep(i))
-            raise ValueError(
-                f"evaluation {state.i} takes over what an earlier one has computed, which a state does not hold: go on "
-                f"from evaluation {at}"
-            )
-        seeds = checked_seeds(spread(seeds, batch))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (batch, self.config.vae.latent, *self._latent_size(size))
+        reuse.require(self.numerics, 0 if state is None else state.i)
+        seeds = spread(seeds, batch)
+        shape = (batch, self.config.vae.latent, *self.config.latent_size(size))
+        drawn = Noise(seeds, shape[1:])
         for name, given in (("noise", noise), ("start", start)):
             if given is not None and given.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}; got {tuple(given.shape)}")
         if state is None:
-            first = noise
-            if first is None:
-                first = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
+            first = drawn.draw() if noise is None else noise
             x = first.to(self.device, copy=True)
             if start is not None:
                 x = self.schedule.add_noise(start.to(x), x, sampler.timesteps[0])
-            state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(generators, sampler))
+            state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(drawn, sampler, batch))
         elif state.x.shape != shape:
             raise ValueError(f"the state to go on from holds latents {tuple(state.x.shape)}, the size gives {shape}")
         else:
             first = state.x
-            for generator, random in zip(generators, state.random, strict=True):
-                if sampler.stochastic:
-                    generator.set_state(random.clone())  # it reads from the start of the storage
+            if sampler.stochastic:
+                drawn.restore(state.random)
         texts = texts_of(guidance, spread(prompts, batch), spread(negative, batch), spread(concept, batch))
         timesteps = torch.tensor(sampler.timesteps, device=self.device)
         if self.numerics == "reference":
             evaluations = self._plain(guidance, self._encode_as_reference(guidance, texts), timesteps, state.i)
         else:
-            known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
-            starts: list[Hashable] = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
-            starts = starts if between is None else list(range(batch))  # a hook may part images that begin alike
-            network = RowNetwork(
-                unet=self._keyed,
-                cond=self._encode_distinct(texts),
-                timesteps=timesteps,
-                phases=plan(guidance, texts, starts, len(timesteps), self.rows_at_once, reuse),
-                invariant=self.numerics == "invariant",
-                reuse=reuse,
-            )
-            evaluations = network.evaluations(state.i)
-        return self._run(state, sampler, guidance, timesteps, evaluations, generators, space, between)
+            starts: Sequence[Hashable] = range(batch)  # a hook may part images that begin alike
+            if between is None:
+                known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
+                starts = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
+            phases = plan(guidance, texts, starts, len(timesteps), self.rows_at_once, reuse)
+            invariant, cond = self.numerics == "invariant", self._encode_distinct(texts)
+            evaluations = RowNetwork(self._keyed, cond, timesteps, phases, invariant, reuse).evaluations(state.i)
+        return self._run(state, sampler, guidance, timesteps, evaluations, drawn, space, between)
 
     def compile(self, **options: Any) -> Pipeline:
         """This pipeline with compiled parts: the UNet's repeated blocks, and all of a step beside the network.
@@ -284,7 +266,7 @@ class Pipeline:
         """
         return replace(
             self,
-            unet=compiled_blocks(self._own_unet("compile"), **options),
+            unet=compiled_blocks(own_unet(self.unet, "compile"), **options),
             step=compiled_step(self.step, **options),
             kernels=(*self.kernels, f"compiled ({options.get('mode') or 'default'})"),
             compiling=options,
@@ -300,19 +282,14 @@ class Pipeline:
         Raises:
             ValueError: the network is not our UNet, or in half precision.
         """
-        return replace(self, unet=with_winograd(self._own_unet("winograd")), kernels=(*self.kernels, "winograd"))
+        return replace(self, unet=with_winograd(own_unet(self.unet, "winograd")), kernels=(*self.kernels, "winograd"))
 
     def network_rows(self, guidance: Guidance[Any, Any, Any], evaluations: int, batch: int = 1) -> Rows:
         """Rows of the network in a run of b images that share nothing: what the rule asks for, and what is computed.
 
         The second is less where rows are idle, and twice as much where "invariant" numerics double a single image.
         """
-        asked = evaluations * batch * len(guidance.conditions)
-        if self.numerics == "reference":
-            return Rows(asked, asked)
-        texts = [f"{condition} {k}" for condition in guidance.conditions for k in range(batch)]
-        phases = plan(guidance, texts, range(batch), evaluations, self.rows_at_once)
-        return count(phases, invariant=self.numerics == "invariant")
+        return rows_of_run(guidance, evaluations, batch, self.numerics, self.rows_at_once)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -333,7 +310,7 @@ class Pipeline:
         guidance: Guidance[Any, Any, Any],
         timesteps: Tensor,
         evaluations: Evaluations,
-        generators: list[torch.Generator],
+        drawn: Noise,
         space: Space,
         between: Between | None,
     ) -> Iterator[SampleState]:
@@ -358,9 +335,9 @@ class Pipeline:
                     predict(state.x),
                     state.guidance,
                     state.sampler,
-                    _noise(state.x, generators) if sampler.stochastic else None,
+                    drawn.draw().to(self.device) if sampler.stochastic else None,
                 )
-                state = SampleState(i + 1, x, guidance_state, sampler_state, _random(generators, sampler))
+                state = SampleState(i + 1, x, guidance_state, sampler_state, _random(drawn, sampler, len(x)))
                 if between is not None:
                     state = replace(state, x=between(state, at[i + 1] if i + 1 < n else clean))
             yield state
@@ -409,26 +386,8 @@ class Pipeline:
 
     @cached_property
     def _keyed(self) -> KeyedUNet:
-        keyed = KeyedUNet(self._own_unet(f"numerics {self.numerics!r}"))
+        keyed = KeyedUNet(own_unet(self.unet, f"numerics {self.numerics!r}"))
         return keyed if self.compiling is None else compiled_blocks(keyed, **self.compiling)
-
-    def _own_unet(self, what: str) -> UNet:
-        if not isinstance(self.unet, UNet):
-            raise ValueError(
-                f"{what} takes the UNet of sld.models apart, and the network is a {type(self.unet).__name__}: leave it "
-                "out, or give numerics='reference', with which any network runs"
-            )
-        return self.unet
-
-    def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        usual, factor = self.config.defaults.size, self.config.vae.factor
-        size = usual if size is None else size
-        height, width = (size, size) if isinstance(size, int) else size
-        for side in (height, width):
-            if not isinstance(side, int) or side <= 0 or side % factor:
-                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else usual
-                raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {side} (try {near})")
-        return height // factor, width // factor
 
 
 def texts_of(
@@ -440,11 +399,5 @@ def texts_of(
     return [text for condition in guidance.conditions for text in texts[condition]]
 
 
-def _noise(x: Tensor, generators: list[torch.Generator]) -> Tensor:
-    return torch.cat([torch.randn((1, *x.shape[1:]), generator=g) for g in generators]).to(x.device)
-
-
-def _random(generators: list[torch.Generator], sampler: Sampler[Any, Any]) -> Tensor:
-    if not sampler.stochastic:
-        return torch.empty(len(generators), 0, dtype=torch.uint8)
-    return torch.stack([g.get_state() for g in generators])
+def _random(drawn: Noise, sampler: Sampler[Any, Any], batch: int) -> Tensor:
+    return drawn.states() if sampler.stochastic else torch.empty(batch, 0, dtype=torch.uint8)

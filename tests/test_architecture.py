@@ -21,24 +21,24 @@ import sld
 ROOT = Path(sld.__file__).parent
 
 NAMES = ("spelling", "data", "config", "choices")
-BOTTOM = ("arguments", "embedded", "files", "printable", *NAMES)
+BOTTOM = ("arguments", "embedded", "files", "lazy", "printable", *NAMES)
 PARTS = ("models", "samplers", "guidance", "checkpoints")
-PIPELINE = ("images", "state", "step", "speed", "pipeline", "loading")
+PIPELINE = ("images", "noise", "state", "step", "speed", "pipeline", "loading")
 REQUESTS = ("request", "batching")
 CORE = (*BOTTOM, *PARTS, *PIPELINE, *REQUESTS)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("arguments", "embedded", "files", "printable", "spelling"), ()),
+    **dict.fromkeys(("arguments", "embedded", "files", "lazy", "printable", "spelling"), ()),
     **{name: NAMES[:k] for k, name in enumerate(NAMES)},
     "models": BOTTOM,
     "samplers": BOTTOM,
     "guidance": (*BOTTOM, "samplers.process"),  # it knows no network, and of samplers only the noise levels
     "checkpoints": (*BOTTOM, "models"),
     "speed": (*BOTTOM, "models", "guidance"),
-    "images": BOTTOM,
+    **dict.fromkeys(("images", "noise"), BOTTOM),
     "state": (*BOTTOM, "samplers", "guidance"),
     "step": (*BOTTOM, "samplers", "guidance"),
-    "pipeline": (*BOTTOM, *PARTS, "speed", "images", "state", "step"),
+    "pipeline": (*BOTTOM, *PARTS, "speed", "images", "noise", "state", "step"),
     "loading": (*BOTTOM, *PARTS, "speed", "pipeline"),
     "request": (*BOTTOM, *PARTS, *PIPELINE),
     "batching": (*BOTTOM, *PARTS, *PIPELINE, "request"),

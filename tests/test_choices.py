@@ -10,8 +10,7 @@ from inspect import signature
 import pytest
 
 from sld import choices, config
-from sld.ablation import choices as sweeps
-from sld.ablation import report, table
+from sld.ablation import choices as sweeps, report, table
 from sld.cli import explain, options
 from sld.cli.runs import ProtocolOptions
 from sld.evaluation import choices as runs

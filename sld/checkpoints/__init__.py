@@ -3,29 +3,19 @@
 Names here are looked up on first use, so that inspecting loads no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sld.lazy import on_first_use
+
 if TYPE_CHECKING:
-    from sld.checkpoints.conversion import convert as convert
-    from sld.checkpoints.conversion import save_compvis as save_compvis
-    from sld.checkpoints.conversion import save_diffusers as save_diffusers
-    from sld.checkpoints.inspection import inspect as inspect
-    from sld.checkpoints.loading import Parts as Parts
-    from sld.checkpoints.loading import Source as Source
-    from sld.checkpoints.loading import load as load
-    from sld.checkpoints.remap import CheckpointError as CheckpointError
+    from sld.checkpoints.conversion import convert, save_compvis, save_diffusers
+    from sld.checkpoints.inspection import inspect
+    from sld.checkpoints.loading import Parts, Source, load
+    from sld.checkpoints.remap import CheckpointError
 
-_HOMES = {
-    "conversion": ("convert", "save_compvis", "save_diffusers"),
-    "inspection": ("inspect",),
-    "loading": ("Parts", "Source", "load"),
-    "remap": ("CheckpointError",),
-}
+__all__ = ["CheckpointError", "Parts", "Source", "convert", "inspect", "load", "save_compvis", "save_diffusers"]
 
+_HOMES = {name: "conversion" for name in ("convert", "save_compvis", "save_diffusers")}
+_HOMES |= {"inspect": "inspection", "CheckpointError": "remap"} | dict.fromkeys(("Parts", "Source", "load"), "loading")
 
-def __getattr__(name: str) -> object:
-    home = next((home for home, names in _HOMES.items() if name in names), None)
-    if home is None:
-        raise AttributeError(f"module 'sld.checkpoints' has no attribute {name!r}")
-    return getattr(import_module(f"sld.checkpoints.{home}"), name)
+__getattr__ = on_first_use(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})

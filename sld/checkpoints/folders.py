@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sld.checkpoints.remap import CheckpointError
-from sld.config import (
-    CONFIGS,
-    SAMPLERS,
-    Defaults,
-    ModelConfig,
-    Prediction,
-    ScheduleConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from sld.config import CONFIGS, SAMPLERS, Defaults, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sld.data import read
 
 _KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("diffusers.json").read_text())
@@ -27,7 +17,7 @@ _KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_na
 a count, whatever its key says); "fixed", what our networks have no option for, so that a folder that says otherwise is
 refused; "absent", what the reference takes where a file says nothing; "written", what we add in files of ours."""
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v"}
+_PREDICTIONS: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _OWN = "sld.json"  # what a folder of diffusers has no place for: the defaults of its checkpoint

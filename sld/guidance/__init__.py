@@ -6,9 +6,6 @@ from sld.guidance.cfg import (
     CFGParams,
     CFGPredictions,
     ClassifierFreeGuidance,
-    NoParams,
-    TextPrediction,
-    Unguided,
     classifier_free,
     guided,
 )
@@ -40,6 +37,7 @@ from sld.guidance.sld import (
 from sld.guidance.sparse import Sparse
 from sld.guidance.trace import Trace, Traced
 from sld.guidance.traceable import Traceable
+from sld.guidance.unguided import NoParams, TextPrediction, Unguided
 from sld.guidance.wrapping import Wrapping
 
 __all__ = [

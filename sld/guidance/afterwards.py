@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sld.guidance.base import Params, State, Stateless, require
+from sld.guidance.base import Params, State, Stateless
 from sld.guidance.cfg import CFGPredictions
+from sld.guidance.checks import require
 from sld.guidance.vectors import TINY, component, dot
 from sld.guidance.wrapping import Wrapping
 from sld.samplers.process import Level

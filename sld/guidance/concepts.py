@@ -16,8 +16,9 @@ from typing import ClassVar, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Params, Start, State, require
+from sld.guidance.base import Params, Start, State
 from sld.guidance.cfg import guided
+from sld.guidance.checks import require
 from sld.guidance.sld import (
     MEDIUM,
     Momentum,

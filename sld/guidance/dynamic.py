@@ -15,7 +15,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import require, require_scale
+from sld.guidance.checks import require, require_scale
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions
 from sld.guidance.vectors import dot
 from sld.samplers.process import Level

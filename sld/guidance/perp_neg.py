@@ -8,8 +8,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Stateless, require_scale
+from sld.guidance.base import Stateless
 from sld.guidance.cfg import guided
+from sld.guidance.checks import require_scale
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, require_weight
 from sld.guidance.vectors import perpendicular
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sld.guidance.afterwards import APG, Afterwards, Composed, Rescale
 from sld.guidance.base import Guidance
-from sld.guidance.cfg import ClassifierFreeGuidance, Unguided
+from sld.guidance.cfg import ClassifierFreeGuidance
 from sld.guidance.concepts import Concept, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
@@ -25,6 +25,7 @@ from sld.guidance.readings import clamp_as_printed, warmup_inclusive, warmup_wit
 from sld.guidance.sega import SEGA, Edit
 from sld.guidance.sld import Reading, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
 from sld.guidance.sparse import Sparse
+from sld.guidance.unguided import Unguided
 from sld.spelling import did_you_mean, named
 
 RULES: dict[str, type[Guidance[Any, Any, Any]]] = {

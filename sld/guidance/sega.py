@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from numbers import Integral
 from typing import Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Start, require, require_scale
+from sld.guidance.base import Start
+from sld.guidance.checks import require, require_scale, require_whole
 from sld.guidance.concepts import ConceptGuidance, ConceptPredictions, require_weight
 from sld.guidance.quantiles import channel_quantile
 from sld.guidance.sld import Momentum, next_momentum, with_momentum
@@ -131,9 +131,9 @@ class Edit:
         named("direction", self.direction, SIGNS)
         require_scale("Edit: scale", self.scale)
         require("Edit: threshold", self.threshold, lambda q: 0 <= q <= 1, "in [0, 1]")
-        _require_count("Edit: warmup_steps", self.warmup_steps)
+        require_whole("Edit: warmup_steps", self.warmup_steps)
         if self.cooldown_steps is not None:
-            _require_count("Edit: cooldown_steps", self.cooldown_steps)
+            require_whole("Edit: cooldown_steps", self.cooldown_steps)
         require_weight("Edit: weight", self.weight)
 
     def params(self, steps: int, device: torch.device | str | None, dtype: torch.dtype) -> EditParams:
@@ -262,7 +262,3 @@ class SEGA(ConceptGuidance[Momentum, SEGAParams]):
         """Return 1 on the elements on which a concept acts, 0 elsewhere."""
         kept = (edit(e - rows.uncond, p) for e, p in zip(rows.concepts, params.concepts, strict=True))
         return tuple((d != 0).to(d.dtype) for d in kept)
-
-
-def _require_count(name: str, value: int) -> None:
-    require(name, value, lambda n: isinstance(n, Integral) and n >= 0, "a whole number >= 0")

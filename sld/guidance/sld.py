@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from sld.config import PAPER_CONCEPT
-from sld.guidance.base import Guidance, Start, per_image, require, require_scale
+from sld.guidance.base import Guidance, Start, per_image
 from sld.guidance.cfg import ClassifierFreeGuidance, guided
+from sld.guidance.checks import require, require_scale, require_whole
 from sld.guidance.traceable import Traceable
 from sld.spelling import named
 
@@ -157,12 +157,7 @@ class SLDConfig:
         require("SLDConfig: threshold", self.threshold, lambda t: t == t, "a number (inf to act everywhere)")
         require("SLDConfig: momentum_scale", self.momentum_scale, lambda s: 0 <= s <= 1, "in [0, 1]")
         require("SLDConfig: momentum_beta", self.momentum_beta, lambda b: 0 <= b < 1, "in [0, 1)")
-        require(
-            "SLDConfig: warmup_steps",
-            self.warmup_steps,
-            lambda n: isinstance(n, Integral) and n >= 0,
-            "a whole number >= 0 (for a part of the run give warmup_fraction)",
-        )
+        require_whole("SLDConfig: warmup_steps", self.warmup_steps, advice=" (for a part of the run: warmup_fraction)")
         if self.warmup_fraction is not None:
             require("SLDConfig: warmup_fraction", self.warmup_fraction, lambda f: 0 <= f <= 1, "in [0, 1], or None")
 
@@ -180,22 +175,13 @@ class SLDConfig:
 
         Real ones have the dtype given, counts are int64.
         """
-
-        def real(value: float) -> Tensor:
-            return torch.tensor(value, dtype=dtype, device=device)
-
-        return SLDParams(
-            guidance_scale=real(self.guidance_scale),
-            safety_scale=real(self.safety_scale),
-            threshold=real(self.threshold),
-            momentum_scale=real(self.momentum_scale),
-            momentum_beta=real(self.momentum_beta),
-            momentum_rest=real(1 - self.momentum_beta),
-            warmup_steps=torch.tensor(self.warmup(steps), dtype=torch.int64, device=device),
+        values = vars(self) | {"momentum_rest": 1 - self.momentum_beta, "warmup_steps": self.warmup(steps)}
+        kinds = {"warmup_steps": torch.int64}
+        return SLDParams._make(
+            torch.tensor(values[name], dtype=kinds.get(name, dtype), device=device) for name in SLDParams._fields
         )
 
 
-# Values: the paper's table of configurations and the official model card. diffusers has 20 for Weak's safety scale.
 WEAK = SLDConfig(warmup_steps=15, safety_scale=200, threshold=0.0, momentum_scale=0.0, momentum_beta=0.0)
 MEDIUM = SLDConfig(warmup_steps=10, safety_scale=1000, threshold=0.01, momentum_scale=0.3, momentum_beta=0.4)
 STRONG = SLDConfig(warmup_steps=7, safety_scale=2000, threshold=0.025, momentum_scale=0.5, momentum_beta=0.7)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-from sld.guidance.base import Start, require
+from sld.guidance.base import Start
 from sld.guidance.cfg import CFGPredictions
+from sld.guidance.checks import require_whole
 from sld.guidance.concepts import ConceptPredictions
 from sld.guidance.wrapping import Wrapping
 from sld.samplers.process import Level
@@ -50,7 +50,7 @@ class Sparse(Wrapping[ConceptPredictions, SparseState, SparseParams]):
     every: int = 2
 
     def __post_init__(self) -> None:
-        require("Sparse: every", self.every, lambda k: isinstance(k, Integral) and k >= 1, "a whole number >= 1")
+        require_whole("Sparse: every", self.every, 1)
         if not set(CFGPredictions._fields) < set(self.rule.conditions):
             raise ValueError(
                 f"{type(self.rule).__name__} has the rows {', '.join(self.rule.conditions)}: Sparse needs uncond, text "

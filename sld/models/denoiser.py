@@ -30,11 +30,6 @@ class Cond:
         rows = [rows] if isinstance(rows, int) else rows
         return Cond(self.tokens[rows])
 
-    @classmethod
-    def cat(cls, conds: Sequence[Cond]) -> Cond:
-        """Return the rows of several conditions, one after another."""
-        return cls(torch.cat([cond.tokens for cond in conds]))
-
 
 class Denoiser(Protocol):
     """A network that predicts the noise in latents, or a quantity from which a noise process computes it.

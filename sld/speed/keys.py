@@ -19,6 +19,25 @@ from sld.models.denoiser import Cond
 from sld.models.layers import ResBlock, SpatialTransformer, Stage, TransformerBlock, module_list
 from sld.models.unet import UNet
 
+
+def own_unet(network: object, what: str) -> UNet:
+    """Return a network that is our UNet, as it is.
+
+    Args:
+        network: of a pipeline.
+        what: the feature that takes it apart, for the message.
+
+    Raises:
+        ValueError: it is another network.
+    """
+    if not isinstance(network, UNet):
+        raise ValueError(
+            f"{what} takes the UNet of sld.models apart, and the network is a {type(network).__name__}: leave it out, "
+            "or give numerics='reference', with which any network runs"
+        )
+    return network
+
+
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values (r * b, heads, l, d) of a cross-attention."""
 

@@ -41,6 +41,24 @@ class Reuse:
         """Return whether evaluation i computes the whole network, so that a run can go on from there."""
         return i % self.deep_every == 0
 
+    def require(self, numerics: str, start: int) -> None:
+        """Refuse a run from evaluation `start` on that these settings do not allow.
+
+        Raises:
+            ValueError: numerics are "reference", or the first evaluation needs features that no state holds.
+        """
+        if self and numerics == "reference":
+            raise ValueError(
+                "deep features kept from earlier evaluations are an approximation, and numerics are 'reference': take "
+                "numerics 'fast' or 'invariant'"
+            )
+        if not self.deep(start):
+            at = max(i for i in range(start + 1) if self.deep(i))
+            raise ValueError(
+                f"evaluation {start} takes over what an earlier one has computed, which a state does not hold: go on "
+                f"from evaluation {at}"
+            )
+
 
 NO_REUSE = Reuse()
 """The setting with which every evaluation computes the whole network."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sld.config import Numerics
 from sld.guidance.base import Guidance
 from sld.models.denoiser import Cond
 from sld.speed.keys import KeyedUNet, TimeKeys
@@ -159,7 +160,23 @@ def count(phases: Sequence[Phase], *, invariant: bool = False, reuse: Reuse = NO
     return Rows(asked, computed, shallow)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+def rows_of_run(
+    guidance: Guidance[Any, Any, Any], evaluations: int, batch: int, numerics: Numerics, rows_at_once: int | None = None
+) -> Rows:
+    """Count the rows of a run of b images that share nothing.
+
+    Fewer are computed than the rule asks for where rows are idle, and twice as many where "invariant" numerics double a
+    single image.
+    """
+    asked = evaluations * batch * len(guidance.conditions)
+    if numerics == "reference":
+        return Rows(asked, asked)
+    texts = [f"{condition} {k}" for condition in guidance.conditions for k in range(batch)]
+    phases = plan(guidance, texts, range(batch), evaluations, rows_at_once)
+    return count(phases, invariant=numerics == "invariant")
+
+
+@dataclass(frozen=True, eq=False)
 class RowNetwork:
     """The network of one run, with its plan, texts and timesteps.
 

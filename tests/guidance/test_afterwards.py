@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ALGORITHM, EXACT
-from diffusers.guiders import AdaptiveProjectedGuidance
-from diffusers.guiders import ClassifierFreeGuidance as ReferenceCFG
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance as ReferenceCFG
 from guided import STEPS, concept_rows, contrast, images, one_concept, run, run_each
 from torch import Tensor
 from torch.testing import assert_close

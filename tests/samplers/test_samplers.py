@@ -2,8 +2,7 @@ import importlib
 
 import pytest
 import torch
-from chains import SAMPLERS as CASES
-from chains import chain, estimate, network, normal, schedule, steps
+from chains import SAMPLERS as CASES, chain, estimate, network, normal, schedule, steps
 from conftest import ALGORITHM, EXACT
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
