@@ -75,6 +75,7 @@ class UNetConfig:
             (SD 1). Both compute the same; checkpoints store other shapes.
         groups: groups of every GroupNorm.
         latent: channels of the latent, in and out.
+        pooled: features of a text as a whole, which the UNet is told beside six sizes (SDXL); None for neither.
     """
 
     channels: tuple[int, ...]
@@ -86,6 +87,7 @@ class UNetConfig:
     linear_projection: bool
     groups: int = 32
     latent: int = 4
+    pooled: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
@@ -109,6 +111,9 @@ class VAEConfig:
         scaling: factor from the encoder's latents to those of the diffusion model.
         groups: groups of every GroupNorm.
         latent: channels of the latent.
+        divides: whether latents are divided by `scaling` before they are decoded, as diffusers does for SDXL, or
+            multiplied by its inverse, as the original code does. Last bits differ.
+        upcast: whether it overflows in float16 (SDXL's), so that `sld.load` keeps it in float32 where the rest is half.
     """
 
     channels: tuple[int, ...]
@@ -116,6 +121,8 @@ class VAEConfig:
     scaling: float
     groups: int = 32
     latent: int = 4
+    divides: bool = False
+    upcast: bool = False
 
     @property
     def factor(self) -> int:
@@ -133,6 +140,9 @@ class TextConfig:
         vocabulary: number of token ids.
         activation: "quick_gelu" (OpenAI's CLIP) or "gelu" (OpenCLIP).
         pad: id that fills a prompt up to `tokens`; None pads with the end token.
+        penultimate: whether features of tokens are those before the last layer, without the final norm (SDXL), or those
+            after it.
+        projection: features of a text as a whole, projected from its end token; None where there is no such layer.
 
     `layers` counts the layers that are computed: SD 2 reads OpenCLIP's 24-layer transformer after layer 23, so its
     value is 23, and a single file's last layer is left where it is.
@@ -146,6 +156,8 @@ class TextConfig:
     vocabulary: int = 49408
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pad: int | None = None
+    penultimate: bool = False
+    projection: int | None = None
 
     @property
     def openclip(self) -> bool:
@@ -209,7 +221,12 @@ class Defaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole text-to-image model. `texts` are its text encoders, whose features of a token stand side by side."""
+    """A whole text-to-image model.
+
+    Attributes:
+        texts: its text encoders, whose features of a token stand side by side.
+        zeros_for_empty: whether the empty text is zeros (SDXL), or encoded as any other.
+    """
 
     name: str
     unet: UNetConfig
@@ -217,6 +234,7 @@ class ModelConfig:
     texts: tuple[TextConfig, ...]
     schedule: ScheduleConfig
     defaults: Defaults
+    zeros_for_empty: bool = False
 
     def latent_size(self, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Return height and width of the latents of a picture.
@@ -277,6 +295,27 @@ SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, Default
 SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, Defaults(size=768))
 SD21_BASE = replace(SD20_BASE, name="sd21-base")
 SD21 = replace(SD20, name="sd21")
+SDXL = ModelConfig(
+    "sdxl",
+    UNetConfig(
+        channels=(320, 640, 1280),
+        res_blocks=2,
+        attention=(False, True, True),
+        heads=(5, 10, 20),
+        depth=(1, 2, 10),
+        context=2048,
+        linear_projection=True,
+        pooled=1280,
+    ),
+    replace(_VAE, scaling=0.13025, divides=True, upcast=True),
+    (
+        replace(_CLIP_L[0], penultimate=True),
+        TextConfig(1280, 32, 20, 5120, activation="gelu", pad=0, penultimate=True, projection=1280),
+    ),
+    _EPS,
+    Defaults(size=1024, sampler="euler", spacing="leading"),
+    zeros_for_empty=True,
+)
 MINI = ModelConfig(
     "mini",
     UNetConfig(
@@ -294,4 +333,4 @@ MINI = ModelConfig(
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )
-CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}
+CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, SDXL, MINI)}

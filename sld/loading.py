@@ -56,6 +56,8 @@ def load(
         use_ema=use_ema,
     )
     parts.unet.to(device)
+    if parts.config.vae.upcast and parts.vae.dtype == torch.float16:
+        parts.vae.float()
     channels_last = device.type == "cuda" if channels_last is None else channels_last
     if channels_last:
         for network in (parts.unet, parts.vae):

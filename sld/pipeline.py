@@ -152,12 +152,16 @@ class Pipeline:
             guidance_scale = self.config.defaults.guidance_scale
         return guidance_for(safety, guidance_scale)
 
-    def encode(self, texts: Sequence[str]) -> Cond:
+    def encode(self, texts: Sequence[str], size: int | tuple[int, int] | None = None) -> Cond:
         """Return the condition of texts, a row for each, encoded as one batch.
 
         A text that is longer than the encoder takes loses its end, with a warning.
+
+        Args:
+            texts: prompts, concepts, or "".
+            size: of the pictures, see `sample`; models such as SDXL are told it.
         """
-        return self._encode([texts])
+        return self._encode([texts], self.config.latent_size(size))
 
     def sample(
         self,
@@ -236,14 +240,15 @@ class Pipeline:
         texts = texts_of(guidance, spread(prompts, batch), spread(negative, batch), spread(concept, batch))
         timesteps = torch.tensor(sampler.timesteps, device=self.device)
         if self.numerics == "reference":
-            evaluations = self._plain(guidance, self._encode_as_reference(guidance, texts), timesteps, state.i)
+            cond = self._encode_as_reference(guidance, texts, shape[2:])
+            evaluations = self._plain(guidance, cond, timesteps, state.i)
         else:
             starts: Sequence[Hashable] = range(batch)  # a hook may part images that begin alike
             if between is None:
                 known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
                 starts = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
             phases = plan(guidance, texts, starts, len(timesteps), self.rows_at_once, reuse)
-            invariant, cond = self.numerics == "invariant", self._encode_distinct(texts)
+            invariant, cond = self.numerics == "invariant", self._encode_distinct(texts, shape[2:])
             evaluations = RowNetwork(self._keyed, cond, timesteps, phases, invariant, reuse).evaluations(state.i)
         return self._run(state, sampler, guidance, timesteps, evaluations, drawn, space, between)
 
@@ -356,19 +361,32 @@ class Pipeline:
             yield i, lambda x, t=timesteps[i]: predict(x, t)
 
     @torch.no_grad()
-    def _encode(self, batches: Sequence[Sequence[str]]) -> Cond:
+    def _encode(self, batches: Sequence[Sequence[str]], size: tuple[int, int]) -> Cond:
         """Encode batches of texts, one after another. Encoders that wait elsewhere are copied once for all of them."""
-        for text in dict.fromkeys(text for texts in batches for text in texts):
+        rows = [text for texts in batches for text in texts]
+        for text in dict.fromkeys(rows):
             if cut := self.tokenizers[0].cut(text):
                 tokens = self.config.texts[0].tokens
                 warnings.warn(f"the text is longer than {tokens} tokens; its end is left out: {cut!r}", stacklevel=4)
-        features = []
+        features, pooled = [], []
         for waiting, tokenizer in zip(self.texts, self.tokenizers, strict=True):
             encoder = on_device(waiting, self.device)
-            features.append(torch.cat([encoder(tokenizer(texts).to(self.device)) for texts in batches]))
-        return Cond(torch.cat(features, dim=-1))
+            made = [encoder.encode(tokenizer(texts).to(self.device)) for texts in batches]
+            features.append(torch.cat([tokens for tokens, _ in made]))
+            pooled += [one for _, one in made if one is not None]
+        cond = Cond(torch.cat(features, dim=-1))
+        if pooled:
+            side = self.config.vae.factor
+            height, width = size[0] * side, size[1] * side
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device).expand(len(rows), 6)
+            cond = replace(cond, pooled=torch.cat(pooled), sizes=sizes)
+        if self.config.zeros_for_empty:
+            kept = torch.tensor([text != "" for text in rows], device=self.device)[:, None]
+            zeroed = torch.where(kept[..., None], cond.tokens, 0)
+            cond = replace(cond, tokens=zeroed, pooled=torch.where(kept, cond.pooled, 0) if pooled else None)
+        return cond
 
-    def _encode_as_reference(self, guidance: Guidance[Any, Any, Any], texts: list[str]) -> Cond:
+    def _encode_as_reference(self, guidance: Guidance[Any, Any, Any], texts: list[str], size: tuple[int, int]) -> Cond:
         """Encode texts in the reference's batches: all prompts, all negative prompts, each concept once."""
         b = len(texts) // len(guidance.conditions)
         batches, rows = [], []
@@ -377,12 +395,12 @@ class Pipeline:
             concept = condition not in ("uncond", "text")
             batches.append(list(dict.fromkeys(own)) if concept else own)
             rows += [first + (batches[-1].index(text) if concept else n) for n, text in enumerate(own)]
-        return self._encode(batches)[rows]
+        return self._encode(batches, size)[rows]
 
-    def _encode_distinct(self, texts: list[str]) -> Cond:
+    def _encode_distinct(self, texts: list[str], size: tuple[int, int]) -> Cond:
         """Encode every distinct text once and by itself, so that it has the same features in every batch."""
         distinct = list(dict.fromkeys(texts))
-        return self._encode([[text] for text in distinct])[[distinct.index(text) for text in texts]]
+        return self._encode([[text] for text in distinct], size)[[distinct.index(text) for text in texts]]
 
     @cached_property
     def _keyed(self) -> KeyedUNet:

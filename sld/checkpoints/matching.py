@@ -59,6 +59,7 @@ def _piece(stored: Shape, key_map: KeyMap) -> Shape:
     As `KeyMap.read` does it: a matrix may be stored as a 1x1 convolution, and pieces are stacked along the first axis.
     """
     shape = stored[:2] if key_map.matrix and len(stored) == 4 and stored[2:] == (1, 1) else stored
+    shape = shape[::-1] if key_map.transposed else shape
     pieces = len(key_map.ours)
     if pieces == 1 or not shape or shape[0] % pieces:
         return shape

@@ -59,17 +59,17 @@ class Part:
         prefixes = self.single if format == "compvis" else self.inside
         averaged = use_ema and self.key == "unet"
         stacked: dict[tuple[str, ...], list[str]] = {}
-        convolutions: set[tuple[str, ...]] = set()
+        ways: dict[tuple[str, ...], tuple[bool, bool]] = {}
         for row in self.rows:
             for leaf in ("weight", "bias") if row.bias else ("weight",):
                 spellings = (row.compvis if own_column else row.diffusers).split("|")
-                theirs = tuple(p + _stored(name, leaf) for p in prefixes for name in spellings)
+                theirs = tuple(dict.fromkeys(_stored(p, name, leaf) for p in prefixes for name in spellings))
                 theirs = tuple(map(_averaged, theirs)) if averaged else theirs
                 stacked.setdefault(theirs, []).append(f"{row.ours}.{leaf}")
-                if row.convolution and format == "compvis" and leaf == "weight":
-                    convolutions.add(theirs)
+                other = format == "compvis" and leaf == "weight"
+                ways[theirs] = (row.convolution and other, row.transposed and other)
         return [
-            KeyMap(tuple(ours), theirs, all(len(self.shapes[key]) == 2 for key in ours), theirs in convolutions)
+            KeyMap(tuple(ours), theirs, all(len(self.shapes[key]) == 2 for key in ours), *ways[theirs])
             for theirs, ours in stacked.items()
         ]
 
@@ -78,21 +78,24 @@ def parts(config: ModelConfig) -> tuple[Part, ...]:
     """The networks of a model, in the order in which they are named."""
     unet = Part("unet", "UNet", config.unet, tuple(tables.unet(config.unet)), "unet", ("model.diffusion_model.",))
     vae = Part("vae", "autoencoder", config.vae, tuple(tables.vae(config.vae)), "vae", ("first_stage_model.",))
-    return unet, vae, *(_text(k, text) for k, text in enumerate(config.texts))
+    alone = len(config.texts) == 1
+    where = ["cond_stage_model" if alone else f"conditioner.embedders.{k}" for k in range(len(config.texts))]
+    return unet, vae, *(_text(k, text, where[k]) for k, text in enumerate(config.texts))
 
 
-def _text(k: int, config: TextConfig) -> Part:
-    number, clip = f"_{k + 1}" if k else "", "cond_stage_model.transformer."
-    single = ("cond_stage_model.model.",) if config.openclip else (f"{clip}text_model.", clip)
+def _text(k: int, config: TextConfig, where: str) -> Part:
+    number, clip = f"_{k + 1}" if k else "", f"{where}.transformer."
+    single = (f"{where}.model.",) if config.openclip else (f"{clip}text_model.", clip)
     names, title = ("model", "pytorch_model"), f"text encoder{number.replace('_', ' ')}"
     rows, folder = tuple(tables.text(config)), f"text_encoder{number}"
     return Part(f"text{number}", title, config, rows, folder, single, names, ("text_model.", ""))
 
 
-def _stored(name: str, leaf: str) -> str:
+def _stored(prefix: str, name: str, leaf: str) -> str:
     """The key of a parameter in a file; see `Row` for what its module's name may hold."""
     if name.endswith("!"):
-        return name.removesuffix("!")
+        return prefix + name.removesuffix("!")
+    name = name.removeprefix("/") if name.startswith("/") else prefix + name
     return name.replace("*", leaf) if "*" in name else f"{name}.{leaf}"
 
 

@@ -29,17 +29,20 @@ class KeyMap:
         matrix: whether ours is the matrix (o, i) of a linear layer, which some files store as a 1x1 convolution (o, i,
             1, 1). Both are read.
         convolution: whether such a matrix is written as a 1x1 convolution.
+        transposed: whether such a matrix is stored the other way round.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     matrix: bool = False
     convolution: bool = False
+    transposed: bool = False
 
     def read(self, stored: Tensor) -> dict[str, Tensor]:
         """Our parameters in a stored tensor. Works on meta tensors, which tells their shapes."""
         if self.matrix and stored.ndim == 4 and stored.shape[2:] == (1, 1):
             stored = stored.reshape(stored.shape[:2])
+        stored = stored.T if self.transposed else stored
         return dict(zip(self.ours, split_stacked(stored, len(self.ours)), strict=False))
 
     def write(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -48,4 +51,5 @@ class KeyMap:
 
         values = [parameters[key] for key in self.ours]
         x = values[0] if len(values) == 1 else torch.cat(values)
+        x = x.T if self.transposed else x
         return x[:, :, None, None] if self.convolution else x

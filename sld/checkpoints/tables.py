@@ -18,13 +18,15 @@ class Row(NamedTuple):
     """A module with a weight, under its three names.
 
     In their names "|" separates spellings, the first of which is written, and "*" stands for "weight" or "bias" where
-    these do not follow after a dot. A name of theirs that ends in "!" is that of the weight itself. For the text
-    encoder the column `compvis` is OpenCLIP's naming; SD 1 uses transformers', as diffusers does.
+    these do not follow after a dot. A name of theirs that ends in "!" is that of the weight itself, and one that begins
+    with "/" takes no prefix. For the text encoder the column `compvis` is OpenCLIP's naming; SD 1 uses transformers',
+    as diffusers does.
 
     Attributes:
         weight: its shape; the bias has as many elements as the first axis.
         bias: whether there is one.
         convolution: whether CompVis' files store the matrix as a 1x1 convolution.
+        transposed: whether OpenCLIP stores the matrix the other way round.
     """
 
     ours: str
@@ -33,6 +35,7 @@ class Row(NamedTuple):
     weight: Shape
     bias: bool = True
     convolution: bool = False
+    transposed: bool = False
 
 
 def _under(ours: str, compvis: str, diffusers: str, rows: Iterable[Row]) -> Iterator[Row]:
@@ -79,6 +82,10 @@ def unet(config: UNetConfig) -> Iterator[Row]:
     time = 4 * widths[0]
     yield Row("time_in", "time_embed.0", "time_embedding.linear_1", (time, widths[0]))
     yield Row("time_out", "time_embed.2", "time_embedding.linear_2", (time, time))
+    if config.pooled is not None:
+        joined = config.pooled + 6 * 256
+        yield Row("added_in", "label_emb.0.0", "add_embedding.linear_1", (time, joined))
+        yield Row("added_out", "label_emb.0.2", "add_embedding.linear_2", (time, time))
     yield Row("conv_in", "input_blocks.0.0", "conv_in", (widths[0], config.latent, 3, 3))
 
     n, width, skips = 0, widths[0], [widths[0]]
@@ -189,6 +196,9 @@ def text(config: TextConfig) -> Iterator[Row]:
         layer = f"encoder.layers.{i}"
         yield from _under(f"clip.{layer}", f"transformer.resblocks.{i}", layer, _text_layer(width, hidden))
     yield Row("clip.final_layer_norm", "ln_final", "final_layer_norm", (width,))
+    if config.projection is not None:
+        weight, name = (config.projection, width), "text_projection"
+        yield Row("projection", f"{name}!", f"/{name}", weight, bias=False, transposed=True)
 
 
 def _text_layer(width: int, hidden: int) -> Iterator[Row]:

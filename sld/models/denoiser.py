@@ -18,9 +18,14 @@ class Cond:
 
     Attributes:
         tokens: features of the texts' tokens, (r, l, d).
+        pooled: features of the texts as a whole, (r, p), for SDXL.
+        sizes: in pixels, (r, 6), for SDXL: height and width of the training picture, top and left of what was cut from
+            it, height and width of the result.
     """
 
     tokens: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -28,7 +33,7 @@ class Cond:
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Cond:
         """Return the condition of some rows, in the given order. A single number gives a condition of one row."""
         rows = [rows] if isinstance(rows, int) else rows
-        return Cond(self.tokens[rows])
+        return Cond(*(None if value is None else value[rows] for value in (self.tokens, self.pooled, self.sizes)))
 
 
 class Denoiser(Protocol):

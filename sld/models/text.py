@@ -17,7 +17,8 @@ HUB_TOKENIZER = "openai/clip-vit-large-patch14"
 class TextEncoder(nn.Module):
     """CLIP's text transformer; its last hidden state after the final norm is what the UNet attends to.
 
-    SD 2 reads the state after the last layer but one: its config has one layer less than OpenCLIP's transformer.
+    SD 2 reads the state after the last layer but one: its config has one layer less than OpenCLIP's transformer. SDXL
+    reads that state without the final norm, and the projected state of the end token after it.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -40,10 +41,18 @@ class TextEncoder(nn.Module):
         # a plain range, which no checkpoint has; made here, because the meta device keeps no values
         positions = torch.arange(config.tokens, device="cpu")[None]
         self.clip.embeddings.register_buffer("position_ids", positions, persistent=False)
+        projection = config.projection
+        self.projection = None if projection is None else nn.Linear(config.width, projection, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return features (n, l, d) of token ids (n, l)."""
-        return self.clip(input_ids=ids).last_hidden_state
+        return self.encode(ids)[0]
+
+    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features (n, l, d) of token ids (n, l), and those of the texts as a whole (n, p) if it has them."""
+        found = self.clip(input_ids=ids, output_hidden_states=self.config.penultimate)
+        tokens = found.hidden_states[-2] if self.config.penultimate else found.last_hidden_state
+        return tokens, None if self.projection is None else self.projection(found.pooler_output)
 
 
 class Tokenizer:

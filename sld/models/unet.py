@@ -1,4 +1,4 @@
-"""The denoising UNet of Stable Diffusion 1 and 2, in float32 on a CPU bit-equal to diffusers' UNet2DConditionModel."""
+"""The denoising UNet of Stable Diffusion 1, 2 and XL: in float32 on a CPU the bits of diffusers' UNet."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sld.models.denoiser import Cond
 from sld.models.layers import ResBlock, SpatialTransformer, Stage, Upsample, module_list, timestep_embedding
 
 _EPS = 1e-5
+_SIZE = 256  # features of each of SDXL's six sizes
 
 
 class Mid(nn.Module):
@@ -49,6 +50,9 @@ class UNet(nn.Module):
 
         self.time_in = nn.Linear(widths[0], time)
         self.time_out = nn.Linear(time, time)
+        told = config.pooled is not None
+        self.added_in = nn.Linear(config.pooled + 6 * _SIZE, time) if told else None
+        self.added_out = nn.Linear(time, time) if told else None
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
 
         self.down: list[Stage] = module_list()
@@ -96,7 +100,10 @@ class UNet(nn.Module):
         Returns:
             The prediction (r, c, h, w), in the dtype of x.
         """
-        time, tokens = self.time(t.expand(len(x))), cond.tokens.to(self.dtype)
+        time = self.time(t.expand(len(x)))
+        if self.added_in is not None:
+            time = time + self.added(cond)
+        time, tokens = F.silu(time), cond.tokens.to(self.dtype)
         h = self.conv_in(x.to(self.dtype))
         skips = [h]
 
@@ -121,6 +128,18 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)
 
     def time(self, t: Tensor) -> Tensor:
-        """Return activated features (r, d) of timesteps (r,), the input of the ResBlocks."""
+        """Return features (r, d) of timesteps (r,). Activated, they are the input of the ResBlocks."""
         features = timestep_embedding(t, self.config.channels[0]).to(self.dtype)
-        return F.silu(self.time_out(F.silu(self.time_in(features))))
+        return self.time_out(F.silu(self.time_in(features)))
+
+    def added(self, cond: Cond) -> Tensor:
+        """Return features (r, d) of pooled texts and sizes, which are added to those of time (SDXL).
+
+        Raises:
+            ValueError: the condition has no pooled texts or no sizes.
+        """
+        if cond.pooled is None or cond.sizes is None:
+            raise ValueError("this UNet is told pooled texts and sizes: give both in Cond, as Pipeline.encode does")
+        sizes = timestep_embedding(cond.sizes.flatten(), _SIZE).reshape(len(cond), -1)
+        joined = torch.cat([cond.pooled, sizes], dim=-1).to(self.dtype)
+        return self.added_out(F.silu(self.added_in(joined)))

@@ -122,5 +122,5 @@ class VAE(nn.Module):
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures (b, 3, H, W), about [-1, 1], of latents (b, c, h, w) of the diffusion model."""
-        # a product as in the original codes; diffusers' later pipelines divide, which rounds otherwise
-        return self.decoder((1 / self.config.scaling * x).to(self.dtype)).to(x.dtype)
+        scaling = self.config.scaling
+        return self.decoder((x / scaling if self.config.divides else 1 / scaling * x).to(self.dtype)).to(x.dtype)

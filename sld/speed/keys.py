@@ -43,9 +43,15 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class TextKeys(NamedTuple):
-    """Keys and values (r * b rows) for every cross-attention of a UNet, in the order of its layers."""
+    """What a UNet computes from r * b texts.
+
+    Attributes:
+        pairs: keys and values for every cross-attention, in the order of its layers.
+        added: features (r * b, d) of pooled texts and sizes, which are added to those of time (SDXL).
+    """
 
     pairs: tuple[KeysValues, ...]
+    added: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -53,7 +59,11 @@ class TextKeys(NamedTuple):
 
 
 class TimeKeys(NamedTuple):
-    """Projections (n, c) of n timesteps for every ResBlock of a UNet, in the order of its layers."""
+    """Projections (n, c) of n timesteps for every ResBlock of a UNet, in the order of its layers.
+
+    Where each text adds to the features of time (SDXL), only these features are known before the texts are: a single
+    entry (n, d), of which `KeyedUNet.time_of_rows` makes projections.
+    """
 
     shifts: tuple[Tensor, ...]
 
@@ -86,11 +96,16 @@ class KeyedResBlock(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """Return (b, d, h, w) for x (b, c, h, w), with the projection `shift` (1, d) of the timestep of all rows."""
+        """Return (b, d, h, w) for x (b, c, h, w), with the projection `shift` (1, d) of the timestep of all rows.
+
+        With a projection for each of r * b rows, these are the rows of the result.
+        """
         block = self.block
-        h = block.conv_in(F.silu(block.norm_in(x))) + shift[:, :, None, None]
+        h = block.conv_in(F.silu(block.norm_in(x)))
+        h = (h if len(shift) == 1 else repeat_rows(h, len(shift))) + shift[:, :, None, None]
         h = block.conv_out(F.silu(block.norm_out(h)))
-        return h + (x if block.shortcut is None else pointwise(block.shortcut, x.movedim(1, -1)).movedim(-1, 1))
+        x = x if block.shortcut is None else pointwise(block.shortcut, x.movedim(1, -1)).movedim(-1, 1)
+        return h + repeat_rows(x, len(h))
 
 
 class KeyedTransformer(nn.Module):
@@ -151,16 +166,36 @@ class KeyedUNet(nn.Module):
         """Project r * b texts to keys and values, once for a whole run."""
         tokens = cond.tokens.to(self.unet.dtype)
         cross = (m.cross for m in self.unet.modules() if isinstance(m, TransformerBlock))
-        return TextKeys(tuple((c.split(c.k(tokens)), c.split(c.v(tokens))) for c in cross))
+        pairs = tuple((c.split(c.k(tokens)), c.split(c.v(tokens))) for c in cross)
+        if self.unet.added_in is None:
+            return TextKeys(pairs)
+        # one by one, for the same bits in any batch
+        return TextKeys(pairs, torch.cat([self.unet.added(cond[k]) for k in range(len(cond))]))
 
     def time_keys(self, t: Tensor) -> TimeKeys:
         """Embed timesteps () or (n,) and project them for every ResBlock, once for a whole run."""
         time = self.unet.time(t.reshape(-1))
+        return TimeKeys((time,)) if self.unet.added_in is not None else self._project(time)
+
+    def time_of_rows(self, time: TimeKeys, text: TextKeys, apart: bool = False) -> TimeKeys:
+        """Return the projections of one timestep for the rows of texts: `time` itself if texts add nothing to it.
+
+        Args:
+            time, text: see `forward`.
+            apart: project row by row, for the same bits in any batch.
+        """
+        if text.added is None:
+            return time
+        features = time.shifts[0] + text.added
+        return TimeKeys.join([self._project(row[None]) for row in features]) if apart else self._project(features)
+
+    def _project(self, time: Tensor) -> TimeKeys:
+        time = F.silu(time)
         blocks = (m for m in self.unet.modules() if isinstance(m, ResBlock))
         return TimeKeys(tuple(block.time(time) for block in blocks if block.time is not None))
 
     def forward(self, x: Tensor, time: TimeKeys, text: TextKeys) -> Tensor:
-        """Predict (r * b, c, h, w) for latents x (b, c, h, w) at one timestep.
+        """Predict (r * b, c, h, w) for latents x (b, c, h, w) at one timestep, of which `time_of_rows` gives `time`.
 
         The first b rows are the predictions under the first text of each latent, the next b those under the second, and
         so on. The result has the dtype of x.

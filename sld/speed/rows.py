@@ -236,7 +236,7 @@ class RowNetwork:
         reusing = ReusingUNet(self.unet, self.reuse) if self.reuse else None
 
         def predict(i: int, time: TimeKeys, x: Tensor) -> Tensor:
-            x = x[images]
+            x, time = x[images], self.unet.time_of_rows(time, keys, self.invariant)
             rows = self.unet(x, time, keys) if reusing is None else reusing(i, x, time, keys)
             return rows[::copies]
 

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sld.checkpoints import save_diffusers
 from sld.checkpoints.parts import leftovers, parts
 from sld.checkpoints.remap import KeyMap
-from sld.config import CONFIGS, MINI, SD15, SD21, ModelConfig, TextConfig
+from sld.config import CONFIGS, MINI, SD15, SD21, SDXL, ModelConfig, TextConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
@@ -31,6 +31,18 @@ from sld.models.vae import VAE
 DIFFUSERS_UNET = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
 }
 DIFFUSERS_VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -38,7 +50,8 @@ DIFFUSERS_VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
-# From the state dicts of sd-v1-4.ckpt and v2-1_768-ema-pruned.ckpt: one of every kind, and the corners.
+# From the state dicts of sd-v1-4.ckpt, v2-1_768-ema-pruned.ckpt and sd_xl_base_1.0.safetensors: one of every kind, and
+# the corners.
 COMPVIS_SHAPES = {
     "sd15": {
         "model.diffusion_model.time_embed.2.bias": (1280,),
@@ -71,13 +84,26 @@ COMPVIS_SHAPES = {
         "cond_stage_model.model.transformer.resblocks.0.mlp.c_proj.weight": (1024, 4096),
         "cond_stage_model.model.ln_final.bias": (1024,),
     },
+    "sdxl": {
+        "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+        "model.diffusion_model.label_emb.0.2.bias": (1280,),
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),
+        "model.diffusion_model.middle_block.1.transformer_blocks.9.ff.net.2.weight": (1280, 5120),
+        "model.diffusion_model.output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768),
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": (768,),
+        "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight": (3840, 1280),
+        "conditioner.embedders.1.model.ln_final.weight": (1280,),
+        "conditioner.embedders.1.model.text_projection": (1280, 1280),
+    },
 }
 
 
 @cache
 def meta_models(config: ModelConfig) -> dict[str, nn.Module]:
     with torch.device("meta"):
-        return {"unet": UNet(config.unet), "vae": VAE(config.vae), "text": TextEncoder(config.texts[0])}
+        texts = zip(("text", "text_2"), config.texts, strict=False)
+        return {"unet": UNet(config.unet), "vae": VAE(config.vae), **{key: TextEncoder(text) for key, text in texts}}
 
 
 def key_maps(key: str, format: str, config: ModelConfig, use_ema: bool = False) -> list[KeyMap]:
@@ -126,13 +152,13 @@ def test_every_parameter_has_one_rule_and_every_rule_another_key(config, format)
         assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("config", [SD15, SD21], ids=lambda c: c.name)
-def test_names_and_shapes_of_the_unet_are_diffusers_own(config):
+@pytest.mark.parametrize(("config", "count"), [(SD15, 686), (SD21, 686), (SDXL, 1680)], ids=["sd15", "sd21", "sdxl"])
+def test_names_and_shapes_of_the_unet_are_diffusers_own(config, count):
     with torch.device("meta"):
         reference = UNet2DConditionModel(**DIFFUSERS_UNET[config.name])
     ours = written("unet", "diffusers", config)
     assert ours == {key: x.shape for key, x in reference.state_dict().items()}
-    assert len(ours) == 686
+    assert len(ours) == count
 
 
 def test_names_and_shapes_of_the_autoencoder_are_diffusers_own():
@@ -143,18 +169,23 @@ def test_names_and_shapes_of_the_autoencoder_are_diffusers_own():
     assert len(ours) == 248
 
 
-@pytest.mark.parametrize(("config", "count"), [(SD15, 686 + 248 + 196), (SD21, 686 + 248 + 280)], ids=["sd15", "sd21"])
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(SD15, 686 + 248 + 196), (SD21, 686 + 248 + 280), (SDXL, 1680 + 248 + 196 + 389)],
+    ids=["sd15", "sd21", "sdxl"],
+)
 def test_compvis_names_and_shapes_are_those_of_the_published_files(config, count):
-    shapes = {key: shape for part in ("unet", "vae", "text") for key, shape in written(part, "compvis", config).items()}
+    shapes = {key: shape for part in meta_models(config) for key, shape in written(part, "compvis", config).items()}
     assert {key: tuple(shapes[key]) for key in COMPVIS_SHAPES[config.name]} == COMPVIS_SHAPES[config.name]
     assert len(shapes) == count
 
 
-@pytest.mark.parametrize("config", [SD15, SD21], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", [SD15, SD21, SDXL], ids=lambda c: c.name)
 def test_diffusers_converts_all_compvis_names_of_a_full_unet_to_the_names_we_give(config):
     ours = {key_map.theirs[0]: key_map.ours for key_map in key_maps("unet", "compvis", config)}
     theirs = {key_map.theirs[0]: key_map.ours for key_map in key_maps("unet", "diffusers", config)}
-    assert convert_ldm_unet_checkpoint(ours, {"layers_per_block": 2}) == theirs
+    told = {"addition_embed_type": "text_time"} if config.unet.pooled else {}
+    assert convert_ldm_unet_checkpoint(ours, {"layers_per_block": 2, **told}) == theirs
 
 
 @pytest.mark.parametrize("config", [TINY1, TINY2, MINI], ids=lambda c: c.name)
