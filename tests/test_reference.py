@@ -40,8 +40,8 @@ def words(tmp_path_factory):
     return folder
 
 
-def both(words, folder, kind="SD 1", prediction="epsilon"):
-    reference = safe_pipeline(words, kind, prediction)
+def both(words, folder, kind="SD 1", prediction="epsilon", levels=2):
+    reference = safe_pipeline(words, kind, prediction, levels)
     reference.save_pretrained(folder)
     return reference, sld.load(folder)
 
@@ -52,8 +52,16 @@ def pipes(words, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pipes_by_steps(pipes, words, tmp_path_factory):
+    """Runs of 20 steps have a UNet of two levels, and those of 50 one of one level, which takes half the time."""
+    return {20: pipes, 50: both(words, tmp_path_factory.mktemp("eps") / "level", levels=1)}
+
+
+@pytest.fixture(scope="module")
 def pipes_of_v(words, tmp_path_factory):
-    return both(words, tmp_path_factory.mktemp("v") / "model", "SD 2", "v_prediction")
+    """The same on v."""
+    folder = tmp_path_factory.mktemp("v")
+    return {n: both(words, folder / f"{n}", "SD 2", "v_prediction", levels) for n, levels in ((20, 2), (50, 1))}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +98,8 @@ def assert_equal(ours, theirs, evaluations):
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("sampler", ["pndm", "ddim"])
 @pytest.mark.parametrize("preset", list(CONFIGS))
-def test_latents_of_every_step_are_those_of_the_reference(pipes, preset, sampler, steps, batch, negative):
-    reference, ours = pipes
+def test_latents_of_every_step_are_those_of_the_reference(pipes_by_steps, preset, sampler, steps, batch, negative):
+    reference, ours = pipes_by_steps[steps]
     config, prompts = CONFIGS[preset], PROMPTS[:batch]
 
     theirs, _ = reference_run(reference, prompts, SEEDS[:batch], config, sampler, steps, negative)
@@ -105,7 +113,7 @@ def test_latents_of_every_step_are_those_of_the_reference(pipes, preset, sampler
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("preset", list(CONFIGS))
 def test_so_they_are_where_the_network_predicts_v(pipes_of_v, preset, sampler, steps, batch):
-    reference, ours = pipes_of_v
+    reference, ours = pipes_of_v[steps]
     config, prompts = CONFIGS[preset], PROMPTS[:batch]
 
     theirs, _ = reference_run(reference, prompts, SEEDS[:batch], config, sampler.removesuffix("-diffusers"), steps)
@@ -116,7 +124,7 @@ def test_so_they_are_where_the_network_predicts_v(pipes_of_v, preset, sampler, s
 
 def test_our_pndm_keeps_another_history_where_the_network_predicts_v(pipes_of_v):
     """It holds eps where diffusers' holds v; the two part where the history is first combined."""
-    reference, ours = pipes_of_v
+    reference, ours = pipes_of_v[20]
     theirs, _ = reference_run(reference, PROMPTS[:1], SEEDS[:1], OFF, "pndm", 20)
     own = our_run(ours, PROMPTS[:1], OFF, "pndm", 20)
 
