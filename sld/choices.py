@@ -57,6 +57,7 @@ Spacing = Annotated[str, OneOf(dict.fromkeys(spacing for entry in SAMPLERS.value
 ConfigName = Annotated[str, OneOf(CONFIGS)]
 
 Count = Annotated[int, Range(1)]
+Threads = Annotated[int, Range(1, 1024)]  # far more than help, and far fewer than a system refuses
 Seed = Annotated[int, Range(0, 2**64, below=True)]
 Scale = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]

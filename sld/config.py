@@ -11,6 +11,7 @@ from sld.spelling import named
 
 Prediction = Literal["eps", "v"]
 Numerics = Literal["reference", "invariant", "fast"]
+Tokenization = Literal["original", "transformers", "authors"]
 
 NUMERICS: dict[str, str] = {
     "reference": "the bits of diffusers for the same batch",
@@ -18,6 +19,13 @@ NUMERICS: dict[str, str] = {
     "fast": "every exact saving",
 }
 """Numerics of a pipeline, and what each of them guarantees."""
+
+TOKENIZATIONS: dict[str, str] = {
+    "original": "as the code that trained the model, which has ftfy repair text first",
+    "transformers": "as transformers and diffusers, which take text as it is",
+    "authors": "as original, but a text that is too long loses its end token, as in the official code of SLD",
+}
+"""Ways to make token ids of a text, and whose they are."""
 
 PAPER_CONCEPT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "

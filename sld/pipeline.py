@@ -103,8 +103,10 @@ class Pipeline:
 
     @property
     def unusual(self) -> dict[str, Any]:
-        """Settings that change the last bits of a picture, by name, where they are not the default; for records."""
+        """Settings that change a picture, if only by its last bits, where they are not the default; for records."""
         settings = {"kernels": list(self.kernels), "rows_at_once": self.rows_at_once, "tile": self.tile}
+        if (tokenization := self.tokenizers[0].tokenization) != "original":
+            settings["tokenization"] = tokenization
         return {name: value for name, value in settings.items() if value}
 
     def __call__(

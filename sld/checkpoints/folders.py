@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sld.checkpoints.remap import CheckpointError
 from sld.config import CONFIGS, SAMPLERS, Defaults, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sld.data import read
+from sld.text.vocabulary import read_pad
 
 _KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("diffusers.json").read_text())
 """Of every part's config file: "names", the keys of our configs' fields where values are the same ("heads" of a UNet is
@@ -122,24 +123,11 @@ def _read_text(folder: Path) -> TextConfig:
     activation = values["hidden_act"]
     if activation not in ("quick_gelu", "gelu"):
         raise CheckpointError(f"{path}: hidden_act is {activation!r}, expected 'quick_gelu' or 'gelu'")
-    return _fields(TextConfig, "text_encoder", values, path, pad=_read_pad(folder / "tokenizer", activation))
-
-
-def _read_pad(tokenizer: Path, activation: str) -> int | None:
-    """The id that fills a prompt, None for the end token: from the tokenizer, else what goes with the activation."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = tokenizer / name
-        special = _read(path) if path.is_file() else {}
-        pad, end = (t["content"] if isinstance(t := special.get(k), dict) else t for k in ("pad_token", "eos_token"))
-        if pad is not None:
-            return None if pad in (end, "<|endoftext|>") else _token_id(tokenizer, pad)
-    return 0 if activation == "gelu" else None
-
-
-def _token_id(tokenizer: Path, token: str) -> int:
-    path = tokenizer / "vocab.json"
-    vocabulary = _read(path) if path.is_file() else _read(tokenizer / "tokenizer.json")["model"]["vocab"]
-    return _get(vocabulary, token, path)
+    try:
+        pad = read_pad(folder / "tokenizer", usual=0 if activation == "gelu" else None)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return _fields(TextConfig, "text_encoder", values, path, pad=pad)
 
 
 def _read_schedule(folder: Path) -> tuple[ScheduleConfig, str]:

@@ -19,6 +19,7 @@ from sld.files import sha256
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.text.vocabulary import tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load(
         networks["unet"],
         networks["vae"],
         tuple(networks[part.key] for part in checkpoint.parts if isinstance(part.config, TextConfig)),
-        _tokenizer_folder(checkpoint.path),
+        tokenizer_folder(checkpoint.path),
         Source(
             checkpoint.path,
             checkpoint.format,
@@ -129,8 +130,3 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtyp
             state[ours] = value.to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.to(device).eval().requires_grad_(False)
-
-
-def _tokenizer_folder(path: Path) -> Path | None:
-    folder = (path if path.is_dir() else path.parent) / "tokenizer"
-    return folder if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")) else None

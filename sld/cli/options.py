@@ -24,7 +24,7 @@ from sld.choices import (
 )
 from sld.cli.lists import Ids, Names
 from sld.cli.parser import group, option
-from sld.config import Numerics
+from sld.config import TOKENIZATIONS, Numerics, Tokenization
 from sld.data import said
 
 
@@ -62,6 +62,9 @@ class ModelOptions:
     checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
     read_as: CheckpointOptions = group(CheckpointOptions())
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt (the checkpoint's)")
+    tokenization: Tokenization = option(
+        "original", "how text is read; " + "; ".join(map(": ".join, TOKENIZATIONS.items()))
+    )
     dtype: DType = option("float32", f"of the networks: {said(DType)}")
     device: Device | None = option(None, "cpu, cuda, cuda:1, mps … (cuda where there is one)")
     numerics: Numerics = option(

@@ -8,6 +8,7 @@ from pathlib import Path
 from sld.cli.options import SelectionOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.runs import read_selected
+from sld.text.vocabulary import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class PromptsOptions:
 
 def describe(options: PromptsOptions) -> None:
     """Print a description of a prompt set."""
+    vocabulary = None if options.tokenizer is None else read_vocabulary(options.tokenizer)
     prompts = read_selected(options.source, options.selection)
     from sld.config import MINI, SD15
     from sld.embedded import embedded_checkpoint
     from sld.evaluation.prompt_report import describe
     from sld.models.text import Tokenizer
 
-    if options.tokenizer is not None:
-        tokenizer = Tokenizer.load(options.tokenizer, SD15.texts[0])
+    if vocabulary is not None:
+        tokenizer = Tokenizer(vocabulary, SD15.texts[0])
     elif options.source.startswith("mini-"):
         tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.texts[0])
     else:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sld.choices import HYPERPARAMETERS
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
 from sld.config import Defaults
+from sld.embedded import embedded_checkpoint
+from sld.text.vocabulary import find_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -29,20 +31,24 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
         device: used if the options name none. Without either it is CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: the checkpoint is missing, or does not match a model.
+        ValueError: the checkpoint is missing or does not match a model, the tokenizer is not whole, or the device
+            cannot be used.
     """
     if options.checkpoint is not None and not options.checkpoint.exists():
         raise ValueError(f"{options.checkpoint}: there is no such file or folder")
+    checkpoint = options.checkpoint or embedded_checkpoint()
+    vocabulary = find_vocabulary(checkpoint, options.tokenizer)
     import torch
 
     import sld
 
     pipe = sld.load(
-        options.checkpoint,
+        checkpoint,
         options.read_as.config,
         dtype=torch_dtype(options.dtype),
         device=options.device or device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        tokenizer=options.tokenizer,
+        tokenizer=vocabulary,
+        tokenization=options.tokenization,
         use_ema=options.read_as.use_ema,
         numerics=options.numerics,
         offload=options.cost.offload,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from sld.choices import Count, Scale
+from sld.choices import Count, Scale, Threads
 from sld.cli.options import ModelOptions, SamplingOptions, SelectionOptions
 from sld.cli.parser import group, option
 from sld.cli.requests import load_model, require_writable, template
@@ -81,7 +81,7 @@ class JudgingOptions:
     embed: str | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
     retry: bool = option(False, "make failed pictures again")
     batch_size: Count = option(16, "pictures at once")
-    threads: Count = option(1, "CPU threads of each process; their number changes last bits")
+    threads: Threads = option(1, "CPU threads of each process; their number changes last bits")
     show: bool = option(False, "print protocol and cost, and stop", in_file=False)
 
 
