@@ -5,7 +5,7 @@ every evaluation, and pictures as floats and as the bytes of a PNG.
 
 Mutants that failed here: rows swapped, > for >= in the warm-up, no warm-up, momentum frozen in the warm-up, PNDM
 history kept of the repeated step, the negative prompt ignored, noise drawn for the whole batch at once, one time for
-all rows, 1x1 convolutions as matrices, x0 of a v-prediction by way of eps.
+all rows, 1x1 convolutions as matrices, x0 of a v-prediction by way of eps, one reading of text for both names.
 """
 
 from dataclasses import replace
@@ -23,6 +23,7 @@ from sld.embedded import embedded_checkpoint
 from sld.guidance import DIFFUSERS_CONCEPT, PRESETS, guidance_for
 from sld.guidance.sld import OFF
 from sld.images import to_pil
+from sld.models.text import Tokenizer
 from sld.samplers import make_sampler
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -120,6 +121,19 @@ def test_so_they_are_where_the_network_predicts_v(pipes_of_v, preset, sampler, s
     own = our_run(ours, prompts, config, sampler, steps)
 
     assert_equal(own, theirs, steps + (sampler != "ddim"))
+
+
+def test_a_text_that_is_repaired_first_is_not_if_it_is_read_as_transformers_reads_it(pipes):
+    reference, ours = pipes
+    (own,) = ours.tokenizers
+    theirs = replace(ours, tokenizers=(Tokenizer(own.vocabulary, own.config, "transformers"),))
+    prompts = ["“a fox” — in the city’s park…"]
+
+    expected, _ = reference_run(reference, prompts, SEEDS[:1], PRESETS["strong"], "ddim", 3)
+
+    assert_equal(our_run(theirs, prompts, PRESETS["strong"], "ddim", 3), expected, 3)
+    assert not torch.equal(our_run(ours, prompts, PRESETS["strong"], "ddim", 3)[-1], expected[-1])
+    assert theirs.unusual == {"tokenization": "transformers"} and ours.unusual == {}
 
 
 def test_our_pndm_keeps_another_history_where_the_network_predicts_v(pipes_of_v):

@@ -1,7 +1,7 @@
 """What can be told to be wrong without torch is told before torch is imported, which takes seconds.
 
-Mutants seen to fail here: the prompts' file read after the model is loaded; a sweep expanded after that; torch imported
-by the names of samplers.
+Mutants seen to fail here: arguments that are no UTF-8 passed on; the tokenizer read after torch; the prompts' file read
+after the model is loaded; a sweep expanded after that; torch imported by the names of samplers.
 """
 
 import json
@@ -82,6 +82,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("generate", PROMPT, "--preset", "stong"), "did you mean 'strong'"),
         (("generate", PROMPT, "--dtype", "flaot16"), "did you mean 'float16'"),
         (("generate", PROMPT, "--device", "cuda1"), "as in cuda:1; got 'cuda1'"),
+        (("generate", "caf\udce9"), r"the argument 'caf\udce9' is not valid UTF-8: give it anew"),
+        (("generate", PROMPT, "--negative", "caf\udce9"), r"the argument 'caf\udce9' is not valid UTF-8: give it anew"),
+        (
+            ("generate", PROMPT, "--tokenizer", "nowhere"),
+            "nowhere: there is no such folder for a tokenizer: pass a folder",
+        ),
+        (("generate", PROMPT, "--tokenizer", "."), "vocab.json is missing"),
+        (("generate", PROMPT, "--tokenization", "orignal"), "did you mean 'original'"),
+        (("prompts", "mini-i2p", "--tokenizer", "nowhere"), "nowhere: there is no such folder for a tokenizer"),
+        (("evaluate", "--out", "r", "--threads", "100000"), "--threads must be in [1, 1024]; got 100000"),
         (("generate", PROMPT, "--numerics", "invarant"), "did you mean 'invariant'"),
         (("generate", PROMPT, "--config", "sd12"), "did you mean 'sd21'"),
         (("generate", PROMPT, "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt: there is no such file or folder"),

@@ -87,28 +87,29 @@ class Tokenizer:
         return cls(read_vocabulary(hub_tokenizer() if folder is None else Path(folder)), config, tokenization)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids (n, tokens), int64.
+        """Return token ids (n, tokens), int64; errors are those of `ids`."""
+        return torch.tensor([self._row(self.ids(text)) for text in texts], dtype=torch.int64)
+
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, of any number, without start and end.
 
         Raises:
-            ValueError: a text holds half a surrogate pair, which UTF-8 cannot write.
+            ValueError: the text holds half a surrogate pair, which UTF-8 cannot write.
         """
-        return torch.tensor([self._row(self._ids(text)) for text in texts], dtype=torch.int64)
-
-    def cut(self, text: str) -> str:
-        """Return the end of `text` that does not fit and is cut; empty if all of it fits."""
-        fits = self.config.tokens - (1 if self.tokenization == "authors" else 2)
-        if not (rest := self._ids(text)[fits:]):
-            return ""
-        tokens, byte = list(self.vocabulary.ids), {letter: byte for byte, letter in LETTERS.items()}
-        letters = "".join(tokens[k].replace(WORD_END, " ") for k in rest)
-        return bytes(byte.get(letter, ord(" ")) for letter in letters).decode(errors="replace").strip()
-
-    def _ids(self, text: str) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text {text!r} cannot be written as UTF-8 ({error.reason}): give it anew") from None
         return self._tokenize(text)
+
+    def cut(self, text: str) -> str:
+        """Return the end of `text` that does not fit and is cut; empty if all of it fits."""
+        fits = self.config.tokens - (1 if self.tokenization == "authors" else 2)
+        if not (rest := self.ids(text)[fits:]):
+            return ""
+        tokens, byte = list(self.vocabulary.ids), {letter: byte for byte, letter in LETTERS.items()}
+        letters = "".join(tokens[k].replace(WORD_END, " ") for k in rest)
+        return bytes(byte.get(letter, ord(" ")) for letter in letters).decode(errors="replace").strip()
 
     def _row(self, ids: list[int]) -> list[int]:
         row = [self._start, *ids, self._end]

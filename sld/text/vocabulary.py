@@ -75,7 +75,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     for path, special in _special_tokens(folder):
         for name, token in (("bos_token", START), ("eos_token", END)):
             if special[name] not in (None, token):
-                raise ValueError(f"{path}: {name} is {special[name]!r}, in CLIP it is {token!r}: {_AGAIN}")
+                raise ValueError(f"{path}: {name} is {_short(special[name])}, in CLIP it is {token!r}: {_AGAIN}")
     path = folder / "added_tokens.json"
     added = _ids(_json(path), path) if path.exists() else {}
     whole, words, pairs = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -127,14 +127,14 @@ def _vocabulary(
         if expected.get(token) != k:
             right = f"they give it {expected[token]}" if token in expected else "they do not make it"
             raise ValueError(
-                f"{path}: the token {token!r} has the id {k}, and does not follow from the {len(merges)} merges: "
-                f"{right}. The files are damaged, or no CLIP tokenizer's: {_AGAIN}"
+                f"{path}: the token {_short(token)} has the id {_short(k)}, which does not follow from the "
+                f"{len(merges)} merges: {right}. The files are damaged, or no CLIP tokenizer's: {_AGAIN}"
             )
     known = dict(stated)
     if missing := [token for token in expected if token not in known]:
-        raise ValueError(f"{path} lacks {len(missing)} tokens of its merges, such as {missing[0]!r}: {_AGAIN}")
+        raise ValueError(f"{path} lacks {len(missing)} tokens of its merges, such as {_short(missing[0])}: {_AGAIN}")
     if wrong := next((pair for pair in merges if not (pair[0] in expected and pair[1] in expected)), None):
-        raise ValueError(f"{path}: {wrong[0]!r} and {wrong[1]!r} are merged, and are no tokens: {_AGAIN}")
+        raise ValueError(f"{path}: {_short(wrong[0])} and {_short(wrong[1])} are merged, and are no tokens: {_AGAIN}")
     return Vocabulary(expected, tuple(merges), tuple(behind.values()), path.parent)
 
 
@@ -158,7 +158,7 @@ def _id(folder: Path, token: str) -> int:
     values = _json(path) if path == words else _table(_table(_json(path), path).get("model"), path).get("vocab")
     ids = _ids(values, path)
     if token not in ids:
-        raise ValueError(f"{path} has no id for {token!r}, with which the tokenizer pads: {_AGAIN}")
+        raise ValueError(f"{path} has no id for {_short(token)}, with which the tokenizer pads: {_AGAIN}")
     return ids[token]
 
 
@@ -176,7 +176,7 @@ def _pairs(merges: Iterable[Any], path: Path) -> list[tuple[str, str]]:
 def _ids(values: Any, path: Path) -> dict[str, int]:
     for token, k in _table(values, path).items():
         if type(k) is not int:
-            raise ValueError(f"{path}: the id of {token!r} must be a whole number; got {_short(k)}: {_AGAIN}")
+            raise ValueError(f"{path}: the id of {_short(token)} must be a whole number; got {_short(k)}: {_AGAIN}")
     return values
 
 
