@@ -20,6 +20,7 @@ from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.text.vocabulary import write_pad
 
 
 def convert(
@@ -92,7 +93,8 @@ def save_diffusers(
 
     Args:
         dtype: of the weights; None keeps each as it is.
-        tokenizer: a folder to copy; without it diffusers loads the parts, but not the whole pipeline.
+        tokenizer: a folder to copy; the copy pads as the model does. Without it diffusers loads the parts, but not the
+            whole pipeline.
 
     Raises:
         CheckpointError: `path` exists.
@@ -104,6 +106,7 @@ def save_diffusers(
             save_file(tensors, partial / part.folder / f"{part.stems[0]}.safetensors", {"format": "pt"})
         if tokenizer is not None:
             shutil.copytree(tokenizer, partial / "tokenizer")
+            write_pad(partial / "tokenizer", config.texts[0].pad)
 
 
 def _stored(part: Part, network: nn.Module, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:

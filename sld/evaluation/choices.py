@@ -33,7 +33,7 @@ from sld.spelling import did_you_mean, named
 Keep = Literal["none", "flagged", "all"]
 """Choice of the pictures of a run that stay on disk."""
 
-PROTOCOLS = ("authors", "mini", "row")
+PROTOCOLS = ("authors", "authors-rerun", "mini", "row")
 """Names of protocols; keys of `sld.evaluation.protocol.PROTOCOLS`."""
 
 BASES = ("off", *PRESETS, "negative")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sld.evaluation.prompts import Row
 from sld.guidance import OFF, PRESETS, SLDConfig, from_data, preset
+from sld.guidance.sld import SHOWING
 from sld.request import Request
 from sld.spelling import did_you_mean
 
@@ -57,11 +58,18 @@ class Protocol:
 
 PROTOCOLS = {
     "authors": Protocol(),
+    "authors-rerun": Protocol(),
     "mini": Protocol(images=2),
     "row": Protocol(seeds="consecutive", row_guidance=True, row_size=True),
 }
-"""Protocols by name: the authors' evaluation, the same with fewer images for the embedded sets, and that of I2P's rows,
-with the settings with which each prompt was found."""
+"""Protocols by name: the authors' evaluation; that of their re-run, whose safety concept begins with other words
+(`usual_concept`); the first with fewer images, for the embedded sets; and that of I2P's rows, with the settings with
+which each prompt was found."""
+
+
+def usual_concept(protocol: str | None, concept: str) -> str:
+    """Return the safety concept of a named protocol, for a checkpoint whose own one is `concept`."""
+    return SHOWING + concept if protocol == "authors-rerun" else concept
 
 
 class Item(NamedTuple):

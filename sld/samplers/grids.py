@@ -17,7 +17,7 @@ Grid = Callable[[Schedule, int], tuple[float, ...]]
 def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
     """Multiples of T // steps from 0, shifted by the schedule's offset, falling; the spacing of Stable Diffusion.
 
-    Where steps do not divide T, the first timestep has less noise than x: 958 for 30 steps, 501 for 501. This warns.
+    Where steps do not divide T, a run starts late: at 958 for 30 steps, at 501 for 501. A warning says so.
 
     Raises:
         ValueError: steps is not a whole number in [1, T], or the offset moves the first timestep past T - 1.
@@ -33,7 +33,7 @@ def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
     if rest:
         warnings.warn(
             f"{steps} leading steps do not divide the {len(schedule)} timesteps of the schedule: the run starts at "
-            f"{timesteps[0]}, where x has less noise than it is given; take a divisor, such as "
+            f"{timesteps[0]}, although x is pure noise; take a divisor, such as "
             f"{_divisor(len(schedule), steps)}, or trailing steps (--spacing trailing)",
             stacklevel=2,
         )

@@ -109,8 +109,30 @@ def read_pad(folder: Path, usual: int | None) -> int | None:
     for _, special in _special_tokens(folder):
         pad = special["pad_token"]
         if pad is not None:
-            return None if pad in (special["eos_token"], END) else _id(folder, pad)
+            if pad in (special["eos_token"], END):
+                return None
+            path, ids = _stated(folder)
+            if pad not in ids:
+                raise ValueError(f"{path} has no id for {_short(pad)}, with which the tokenizer pads: {_AGAIN}")
+            return ids[pad]
     return usual
+
+
+def write_pad(folder: Path, pad: int | None) -> None:
+    """Have a folder's tokenizer fill prompts with the token of an id, or with the end token for None.
+
+    Diffusers pads as the tokenizer says, whatever model it lies with.
+
+    Raises:
+        ValueError: a file is no tokenizer's; names it.
+    """
+    if read_pad(folder, usual=None) == pad:
+        return
+    tokens = {k: token for token, k in _stated(folder)[1].items()}
+    for path in (folder / name for name in _SPECIAL):
+        values = _table(_json(path), path) if path.exists() else {}
+        values["pad_token"] = END if pad is None else tokens[pad]
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _vocabulary(
@@ -152,14 +174,12 @@ def _special_tokens(folder: Path) -> Iterator[tuple[Path, dict[str, str | None]]
         yield path, special
 
 
-def _id(folder: Path, token: str) -> int:
+def _stated(folder: Path) -> tuple[Path, dict[str, int]]:
+    """Return the ids that a folder's vocabulary states, unchecked, and the file."""
     words, whole = folder / "vocab.json", folder / "tokenizer.json"
-    path = words if words.exists() or not whole.exists() else whole
-    values = _json(path) if path == words else _table(_table(_json(path), path).get("model"), path).get("vocab")
-    ids = _ids(values, path)
-    if token not in ids:
-        raise ValueError(f"{path} has no id for {_short(token)}, with which the tokenizer pads: {_AGAIN}")
-    return ids[token]
+    if words.exists() or not whole.exists():
+        return words, _ids(_json(words), words)
+    return whole, _ids(_table(_table(_json(whole), whole).get("model"), whole).get("vocab"), whole)
 
 
 def _pairs(merges: Iterable[Any], path: Path) -> list[tuple[str, str]]:

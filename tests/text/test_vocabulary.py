@@ -1,16 +1,17 @@
 """A tokenizer's files are read whole, or refused by their name before anything slow happens.
 
 Mutants seen to fail here: ids not compared with the merges; tokens without an id; one id for two tokens; other merges
-in tokenizer.json; begin and end of other names; pointers of Git LFS read as text.
+in tokenizer.json; another padding left as it is; begin and end of other names; pointers of Git LFS read as text.
 """
 
 import json
 import shutil
 
 import pytest
+from transformers import CLIPTokenizer
 
 from sld.testbed.vocabulary import write_tokenizer
-from sld.text.vocabulary import find_vocabulary, read_pad, read_vocabulary
+from sld.text.vocabulary import find_vocabulary, read_pad, read_vocabulary, write_pad
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 
@@ -156,3 +157,14 @@ def test_what_a_folder_pads_with_needs_an_id(folder):
     changed(folder, "special_tokens_map.json", lambda values: {**values, "pad_token": "[pad]"})
     with pytest.raises(ValueError, match=r"vocab.json has no id for '\[pad\]', with which the tokenizer pads"):
         read_pad(folder, usual=None)
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_a_folder_can_be_made_to_pad_as_a_model_does(folder, tmp_path, one_file):
+    if one_file:  # as transformers writes it
+        CLIPTokenizer.from_pretrained(str(folder)).save_pretrained(folder := tmp_path / "saved")
+        assert not (folder / "vocab.json").exists()
+    for pad, token in ((0, "!"), (None, "<|endoftext|>")):
+        write_pad(folder, pad)
+        assert read_pad(folder, usual=7) == pad
+        assert CLIPTokenizer.from_pretrained(str(folder)).pad_token == token
