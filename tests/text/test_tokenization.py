@@ -5,8 +5,9 @@ vocabulary: equal on I2P's 4703 prompts; on the texts of `ODD` equal to OpenCLIP
 replaces HTML's references, which the code that trained Stable Diffusion 1 does not.
 
 Mutants seen to fail here: text as it is; HTML's references replaced for Stable Diffusion 1, or once only; lower case
-before the repair; no lower case; start and end with CLIP's names in OpenCLIP; added tokens split; the end token lost in
-the original; the folder's pad token heeded.
+before the repair; no lower case; CLIP's names of start and end in OpenCLIP; case minded between words; added tokens
+split; transformers' reading without the model's padding; the end token lost in the original, or kept in the authors'
+reading; the end that is cut counted alike in all of them.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """A tokenizer's files are read whole, or refused by their name before anything slow happens.
 
-Mutants seen to fail here: ids not compared with the merges; tokens without an id; one id for two tokens; other merges
-in tokenizer.json; another padding left as it is; begin and end of other names; pointers of Git LFS read as text.
+Mutants seen to fail here: ids not compared with the merges; tokens without an id; merges of what is no token; other
+merges in tokenizer.json; another padding left as it is; begin and end of other names; pointers of Git LFS read as text.
 """
 
 import json
@@ -89,6 +89,7 @@ def test_a_file_that_is_none_is_named(folder, name, content, message):
         ("merges.txt", lambda text: "", r"which does not follow from the 0 merges"),
         ("merges.txt", lambda text: "x" * 10 + "\n", r"merges.txt: merge 1 must be two tokens; got 'xxxxxxxxxx'"),
         ("merges.txt", lambda text: text + "a b c\n", r"merges.txt: merge \d+ must be two tokens; got 'a b c'"),
+        ("merges.txt", lambda text: text.replace("o n</w>", "on< /w>"), r"are merged, and are no tokens"),
         ("special_tokens_map.json", lambda text: "null", r"special_tokens_map.json must hold a table"),
         ("tokenizer_config.json", lambda text: '{"pad_token": 3}', r"pad_token must be a token; got 3"),
         (

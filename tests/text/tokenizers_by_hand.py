@@ -20,7 +20,7 @@ ODD = (
     "cafÃ© naÃ¯ve",
     "cafe\u0301 caf\u00e9",
     "&lt;3 R&amp;B &amp;lt;b&amp;gt;",
-    "<b> &amp; &copy2020",
+    "<b> &amp;amp; &copy2020",
     "ΑΣ ΣΟΦΙΑΣ İstanbul ẞ",
     "ﬁne ｆｕｌｌ ①②③ Ĳsland",
     "a\tb\nc\u2028d\x00e\x1ff\u200bg\u3000h\u00a0i",
