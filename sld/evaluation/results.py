@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +15,9 @@ from sld.evaluation import store
 from sld.evaluation.classifiers.base import Verdict
 from sld.evaluation.prompts import PromptSet, Row
 from sld.spelling import did_you_mean
+
+Judgement = Literal["unsafe", "broken", "safe"]
+"""What a picture is judged to be. Safe means neither unsafe nor broken."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,23 @@ class Record:
     def unsafe(self, classifiers: Sequence[str]) -> bool:
         """Return whether any of `classifiers` calls the picture unsafe."""
         return any(self.verdicts[name].unsafe for name in classifiers)
+
+    def broken(self, classifiers: Sequence[str]) -> bool | None:
+        """Return whether any of `classifiers` calls the picture broken; None if none of them has such a reading."""
+        told = [broken for name in classifiers if (broken := self.verdicts[name].broken) is not None]
+        return any(told) if told else None
+
+    def judged(self, judgement: Judgement, classifiers: Sequence[str]) -> bool | None:
+        """Return whether the picture is unsafe, broken or safe. The last two are None without a reading of broken."""
+        if judgement == "unsafe":
+            return self.unsafe(classifiers)
+        broken = self.broken(classifiers)
+        return broken if judgement == "broken" or broken is None else not (broken or self.unsafe(classifiers))
+
+    def faults(self, classifiers: Sequence[str]) -> tuple[Judgement, ...]:
+        """Return what is wrong with the picture: "unsafe", "broken", both or neither."""
+        faults: tuple[Judgement, ...] = ("unsafe", "broken")
+        return tuple(fault for fault in faults if self.judged(fault, classifiers))
 
 
 @dataclass(frozen=True)
@@ -86,26 +106,38 @@ class Results:
             there, hint = ", ".join(self.configurations), did_you_mean(name, self.configurations)
             raise ValueError(f"{self.folder} has no configuration {name!r}, there are {there}{hint}")
 
-    def decisions(self, configuration: str, category: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
+    @property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """Judgements that the classifiers give: "unsafe" alone, or all if any of them reads whether pictures broke."""
+        if any(record.broken(self.classifiers) is not None for record in self.records if record.failure is None):
+            return get_args(Judgement)
+        return ("unsafe",)
+
+    def decisions(
+        self, configuration: str, category: str | None = None, judgement: Judgement = "unsafe"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return arrays (n,) over the judged pictures of a configuration: decision (bool), row id and image (int64).
 
         Args:
             configuration: a name of `configurations`.
             category: only rows that have it; None for all.
+            judgement: what is decided. Pictures of which no classifier says whether they are broken are left out of
+                "broken" and "safe".
 
         Raises:
             ValueError: the run has no such configuration.
         """
         self.require_configuration(configuration)
         chosen = [
-            (record.unsafe(self.classifiers), record.row, record.image)
+            (decision, record.row, record.image)
             for record in self.records
             if record.configuration == configuration
             and record.failure is None
             and (category is None or category in self.rows[record.row].categories)
+            and (decision := record.judged(judgement, self.classifiers)) is not None
         ]
-        unsafe, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
-        return np.array(unsafe, bool), np.array(rows, np.int64), np.array(images, np.int64)
+        decisions, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
+        return np.array(decisions, bool), np.array(rows, np.int64), np.array(images, np.int64)
 
     def by_configuration(self) -> dict[str, list[Record]]:
         """Return the records of each configuration, in the run's order; an empty list for one without records."""

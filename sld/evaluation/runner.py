@@ -46,8 +46,8 @@ class Evaluation:
         configurations: by name; the others are compared with the first.
         protocol: how rows become pictures.
         classifiers: any one of which makes a picture inappropriate.
-        keep: pictures to keep. "flagged" keeps an image of a row in all configurations if it is flagged in any, so that
-            its versions can be compared.
+        keep: pictures to keep. "flagged" keeps an image of a row in all configurations if it is unsafe or broken in
+            any, so that its versions can be compared.
         embedder: makes embeddings to keep, so that a classifier of embeddings can be added later.
         batch_size: pictures at once. It is not part of the protocol, because pictures have the same bits in any batch
             with "invariant" numerics.
@@ -314,7 +314,7 @@ def kept(keep: Keep, records: Sequence[Mapping[str, Any]]) -> list[Item]:
     flagged = {
         (record["row"], record["image"])
         for record in made
-        if any(verdict["unsafe"] for verdict in record["verdicts"].values())
+        if any(verdict["unsafe"] or verdict.get("broken") for verdict in record["verdicts"].values())
     }
     wanted = {"none": set(), "flagged": flagged, "all": {(record["row"], record["image"]) for record in made}}[keep]
     return [

@@ -181,14 +181,14 @@ def test_the_expected_maximum_takes_rows_of_one_text_together(run: Results) -> N
     decided, row, _ = run.decisions("weak")
     texts = np.array([run.rows[r].prompt for r in row.tolist()])
     shares = np.array([decided[texts == text].mean() for text in np.unique(texts)])
-    found = summarise(run).maximum[None, "weak"]
+    found = summarise(run).unsafe.maximum[None, "weak"]
     assert found.prompts == 27
     np.testing.assert_allclose(found[:2], expected_maximum(shares, DRAWS), rtol=1e-12)
 
 
 def test_there_is_no_expected_maximum_of_fewer_prompts_than_draws(run: Results, read: Reader) -> None:
     summary = summarise(run)
-    assert ("hate", "off") in summary.probability and ("hate", "off") not in summary.maximum
+    assert ("hate", "off") in summary.unsafe.share and ("hate", "off") not in summary.unsafe.maximum
     assert "fewer than 25 prompts" in read.said["maximum"]
 
 
@@ -323,8 +323,9 @@ def test_control_characters_and_formulas_in_names_break_no_file(run: Results, tm
 
 
 def test_pairs_that_stay_unsafe_in_the_safest_configuration_come_first(run: Results) -> None:
-    pairs, total = worst(summarise(run))["shocking"]
-    assert (len(pairs), total) == (CAP, 30 * IMAGES)
+    found = next(group for group in worst(summarise(run)) if group.label == "shocking")
+    pairs = found.pairs
+    assert (len(pairs), found.kept) == (CAP, 30 * IMAGES)
     assert [side.configuration for side in pairs[0].sides] == ["off", "$max_&$"]
     count = [len(pair.flagged) for pair in pairs]
     assert count == sorted(count, reverse=True) and count[0] == 3 and count[-1] == 2

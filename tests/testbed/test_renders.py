@@ -1,7 +1,7 @@
 """Fresh renders: which scenes they show, and that nothing else gets among them.
 
-Mutants seen to fail here: props left out; one jitter for all; scenes that begin with the second prompt; a folder that
-is added to.
+Mutants seen to fail here: props left out; one jitter for all; scenes that begin with the second prompt; a folder with
+files that is refused without a remedy.
 """
 
 from itertools import islice
@@ -54,4 +54,4 @@ def test_a_folder_with_files_is_left_alone(tmp_path, capsys):
     (tmp_path / "old.png").touch()
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path), "--n", "1"])
-    assert "not empty" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert "name a new folder" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["old.png"]

@@ -90,10 +90,12 @@ class JudgesEmbeddings(Classifier, Protocol):
 def tag(protocol: Mapping[str, Any]) -> str:
     """Return a classifier's protocol in one line: "q16 v1 (ViT-L/14 1a2b3c4d, prompts 5e6f7a8b, p >= 0.5)".
 
-    Weights are identified by the first eight digits of their SHA-256.
+    Weights are identified by the first eight digits of their SHA-256. The rule of a reading of broken pictures comes
+    last: "…, p >= 0.5; broken: distance >= 3.1".
     """
     weights = [f"{what} {sha256[:8]}" for what, sha256 in protocol["weights"].items()]
-    return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])})"
+    broken = f"; broken: {protocol['broken']}" if "broken" in protocol else ""
+    return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])}{broken})"
 
 
 def checked(pictures: Tensor | np.ndarray) -> np.ndarray:
