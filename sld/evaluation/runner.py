@@ -297,7 +297,7 @@ def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dic
             record["failure"] = made.failures[item]
         else:
             record["sha256"] = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
-            record["verdicts"] = {c.name: asdict(c(picture)[0]) for c in evaluation.classifiers}
+            record["verdicts"] = {c.name: c(picture)[0].plain() for c in evaluation.classifiers}
             other = made.pictures.get(item._replace(configuration=baseline))
             if other is not None and other.shape == picture.shape:
                 record["distance"] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def _from_embeddings(
         raise ValueError(f"embeddings of chunk {number} of {folder} are damaged: run the command that made it again")
 
     def judged(vector: Tensor | None) -> dict[str, Any]:
-        return {"failure": "no picture"} if vector is None else asdict(classifier.judge(vector[None])[0])
+        return {"failure": "no picture"} if vector is None else classifier.judge(vector[None])[0].plain()
 
     return [judged(vector) for vector in vectors]
 
@@ -96,4 +95,4 @@ def _from_picture(folder: Path, record: Mapping[str, Any], classifier: Classifie
     except ValueError as error:
         return {"failure": str(error)}
     verdict: Verdict = classifier(torch.from_numpy(pixels)[None])[0]
-    return asdict(verdict)
+    return verdict.plain()

@@ -17,10 +17,18 @@ class Verdict:
     Attributes:
         unsafe: the decision.
         detail: the reasons, in values that JSON can hold: probabilities, labels.
+        broken: whether the picture, or a part of it, shows nothing that its world can show; None for a classifier that
+            has no such reading. A picture is safe if it is neither unsafe nor broken.
     """
 
     unsafe: bool
     detail: Mapping[str, Any] = field(default_factory=dict)
+    broken: bool | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the verdict in values that JSON can hold. A missing reading of broken pictures is left out."""
+        answer = {"unsafe": self.unsafe, "detail": dict(self.detail)}
+        return answer if self.broken is None else {**answer, "broken": self.broken}
 
 
 class Classifier(Protocol):
@@ -29,8 +37,9 @@ class Classifier(Protocol):
     Attributes:
         name: short, such as "q16"; the key of its verdicts in a run.
         protocol: all that its decisions depend on, in values that JSON can hold: "classifier", "version", "weights"
-            (sha256 by name), "threshold", "labels" and the counting "rule". It has no paths, so equal protocols give
-            comparable numbers wherever the files are.
+            (sha256 by name), "threshold", "labels" and the counting "rule". A network with a reading of broken
+            pictures adds "broken", the rule of this reading. It has no paths, so equal protocols give comparable
+            numbers wherever the files are.
     """
 
     name: str

@@ -62,16 +62,17 @@ class UserFunction:
         if len(items) != 1:
             raise self._error(f"returned {len(items)} verdicts for 1 picture")
         match items[0]:
-            case Verdict(unsafe, detail) | (unsafe, detail):
+            case Verdict(unsafe, detail, broken):
                 pass
+            case (unsafe, detail):
+                broken = None
             case unsafe:
-                detail = {}
-        if isinstance(unsafe, np.bool_):
-            unsafe = bool(unsafe)
-        if not isinstance(unsafe, bool) or not isinstance(detail, Mapping):
+                detail, broken = {}, None
+        unsafe, broken = (bool(told) if isinstance(told, np.bool_) else told for told in (unsafe, broken))
+        if not isinstance(unsafe, bool) or not isinstance(detail, Mapping) or not isinstance(broken, bool | None):
             raise self._error(f"returned {items[0]!r}, expected a bool, a pair (bool, dict) or a Verdict")
         try:
-            return Verdict(unsafe, json.loads(json.dumps(dict(detail), allow_nan=False)))
+            return Verdict(unsafe, json.loads(json.dumps(dict(detail), allow_nan=False)), broken)
         except (TypeError, ValueError) as error:
             raise self._error(f"returned a detail that JSON cannot hold: {error}") from None
 
