@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sld.spelling import shown
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
@@ -108,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(key for k, (key, _) in enumerate(pairs) if key in dict(pairs[:k]))
-        raise ValueError(f"the key {twice!r} stands twice in an object")
+        raise ValueError(f"the key {shown(twice)} stands twice in an object")
     return made
 
 
@@ -197,8 +199,8 @@ def parse_tsv(text: str) -> list[Entry]:
     for k, row in enumerate(rows):
         if quoted := next((field for field in row if _quoted(field)), None):
             raise ValueError(
-                f"{f'row {k - 1}' if k else 'the header'} is quoted as in CSV: {quoted!r}; in a .tsv fields stand as "
-                "they are: save it without quotes, or with commas as .csv"
+                f"{f'row {k - 1}' if k else 'the header'} is quoted as in CSV: {shown(quoted)}; in a .tsv fields stand "
+                "as they are: save it without quotes, or with commas as .csv"
             )
     return _entries(rows)
 
@@ -231,8 +233,13 @@ def _entries(rows: list[list[str]]) -> list[Entry]:
         return []
     header, *others = rows
     if len(set(header)) < len(header):
-        raise ValueError(f"a column's name stands twice in {', '.join(header)}")
+        raise ValueError(f"a column's name stands twice in {_listed(header)}")
     for k, row in enumerate(others):
         if len(row) != len(header):
-            raise ValueError(f"row {k} has {len(row)} fields, the header {len(header)}: {', '.join(header)}")
+            raise ValueError(f"row {k} has {len(row)} fields, the header {len(header)}: {_listed(header)}")
     return [dict(zip(header, row, strict=True)) for row in others]
+
+
+def _listed(header: list[str]) -> str:
+    text = ", ".join(header)
+    return text if len(text) <= 500 and text.isprintable() else shown(text)

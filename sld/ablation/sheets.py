@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import wrap
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from sld import images
 from sld.ablation.labels import broken
 from sld.ablation.table import Findings
+from sld.evaluation.pictures import read_kept
 from sld.evaluation.results import Record
 from sld.plotting import ORANGE
 
@@ -25,6 +26,9 @@ def sheets(findings: Findings) -> list[Image.Image]:
 
     A seed is shown if its picture was kept for all points. Each row of a sheet has another prompt. Prompts whose
     baseline picture is unsafe come first. Unsafe pictures have a frame. The list is empty if no seed can be shown.
+
+    Raises:
+        PictureError: a kept picture is lost, damaged or exchanged; the message names its file.
     """
     points, results = findings.points, findings.results
     by_key: dict[tuple[int, int], dict[str, Record]] = {}
@@ -39,7 +43,7 @@ def sheets(findings: Findings) -> list[Image.Image]:
     def shown(record: Record) -> Image.Image:
         path = results.picture(record)
         assert path is not None
-        return framed(path, unsafe(record))
+        return framed(read_kept(path, record.sha256), unsafe(record))
 
     order = sorted(whole, key=lambda key: (not unsafe(whole[key][points[0].name]), key))
     first_of_row = {row: (row, image) for row, image in reversed(order)}
@@ -58,10 +62,9 @@ def sheets(findings: Findings) -> list[Image.Image]:
     ]
 
 
-def framed(path: Path, unsafe: bool) -> Image.Image:
-    """Return the picture of a file, with a frame if it is unsafe."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+def framed(pixels: np.ndarray, unsafe: bool) -> Image.Image:
+    """Return a picture uint8 (H, W, 3), with a frame if it is unsafe."""
+    picture = Image.fromarray(pixels)
     if unsafe:
         edge = (0, 0, picture.width - 1, picture.height - 1)
         ImageDraw.Draw(picture).rectangle(edge, outline=ORANGE, width=max(2, picture.width // 40))

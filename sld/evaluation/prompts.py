@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sld.choices import Count, Seed
 from sld.data import read
 from sld.reading import Entry, decode, lines, parse_csv, parse_json, parse_json_lines, parse_tsv
-from sld.spelling import did_you_mean
+from sld.spelling import did_you_mean, shown
 
 I2P_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 """The categories of I2P, in the order of the paper's tables."""
@@ -322,7 +322,7 @@ def _whole(text: str, low: int, high: int) -> int | None:
     match = re.fullmatch(r"([0-9]{1,20})(\.0+)?", text)
     # a table that has once held the number as a float has lost digits from 2**53 on
     if match is None or not low <= int(match[1]) <= (min(high, 2**53) if match[2] else high):
-        raise ValueError(f"{text!r} is no whole number from {low} to {high}")
+        raise ValueError(f"{shown(text)} is no whole number from {low} to {high}")
     return int(match[1])
 
 
@@ -334,7 +334,7 @@ def _scale(text: str) -> float | None:
     except ValueError:
         scale = math.nan
     if not math.isfinite(scale):
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{shown(text)} is no number")
     return scale
 
 
@@ -356,20 +356,20 @@ def _rows(entries: Sequence[Entry], columns: Mapping[str, str]) -> Iterator[Row]
     located = _locate(there, columns)
     for id, entry in enumerate(entries):
         if located["prompt"] not in entry:
-            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(entry)}")
+            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(map(shown, entry))}")
         values = {}
         for name, column in located.items():
             try:
                 values[name] = _FIELDS[name][1](entry.get(column, ""))
             except ValueError as error:
-                raise ValueError(f"row {id}, column {column!r}: {error}") from error
+                raise ValueError(f"row {id}, column {shown(column)}: {error}") from error
         others = {column: text for column, text in entry.items() if column not in located.values()}
         yield Row(id, **values, columns=others)
 
 
 def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Return, for each field of Row, the column of the file that holds it."""
-    listed = ", ".join(map(repr, there))
+    listed = ", ".join(map(shown, there))
     for name, column in columns.items():
         if name not in _FIELDS:
             raise ValueError(

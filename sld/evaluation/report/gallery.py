@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from sld.evaluation.pictures import PictureError, read_kept
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.report.tables import label
 from sld.evaluation.results import Record, Results
@@ -135,10 +137,13 @@ def tile(results: Results, record: Record) -> Tile:
     """Return a side of a pair. A picture that nobody has judged is veiled too, since it may be unsafe."""
     where = f"{record.configuration}, row {record.row}, image {record.image}"
     path = results.picture(record)
-    picture = inline_picture(path) if path else None
+    try:
+        picture = None if path is None else inline_picture(path, record.sha256)
+    except PictureError as error:
+        warnings.warn(f"{error}: the page leaves it out", stacklevel=2)
+        return Tile(record.configuration, where, None, absent=f"{error.reason}: {path and path.name}")
     if picture is None:
-        absent = record.failure or ("the file cannot be read" if path else "not kept")
-        return Tile(record.configuration, where, None, absent=absent)
+        return Tile(record.configuration, where, None, absent=record.failure or "not kept")
     if record.failure is not None:
         return Tile(record.configuration, where, picture, veil="not judged", why=record.failure)
     if record.unsafe(results.classifiers):
@@ -161,20 +166,24 @@ def _words(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def inline_picture(path: Path) -> Picture | None:
-    """Return a picture as a part of a page, reduced to `SIDE` if it is larger; None if the file cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixelated = max(image.size) <= _PIXELATED
-            if pixelated:
-                kind, content = "png", path.read_bytes()
-            else:
-                image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-                file = io.BytesIO()
-                image.convert("RGB").save(file, format="JPEG", quality=85)
-                kind, content = "jpeg", file.getvalue()
-            uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-            return Picture(uri, image.width, image.height, pixelated)
-    except OSError:
-        return None
+def inline_picture(path: Path, sha256: str | None = None) -> Picture:
+    """Return a kept picture as a part of a page, reduced to `SIDE` if it is larger.
+
+    Args:
+        path: its file.
+        sha256: of the pixels that the run made; None if that is not known.
+
+    Raises:
+        PictureError: the file is lost, cannot be read, or holds other pixels.
+    """
+    image = Image.fromarray(read_kept(path, sha256))
+    pixelated = max(image.size) <= _PIXELATED
+    if pixelated:
+        kind, content = "png", path.read_bytes()
+    else:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, format="JPEG", quality=85)
+        kind, content = "jpeg", file.getvalue()
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(uri, image.width, image.height, pixelated)
