@@ -119,7 +119,8 @@ def chunk_files(folder: Path, about: Mapping[str, Any]) -> dict[int, Path]:
     paths = sorted(path for path in (folder / "chunks").glob("*") if not is_partial(path.relative_to(folder)))
     numbers = {path: int(path.stem) for path in paths if re.fullmatch(r"[0-9]{6,}\.jsonl", path.name)}
     found = dict(sorted((number, path) for path, number in numbers.items() if number < count))
-    if foreign := [path.name for path in paths if path not in found.values()]:
+    chunks = set(found.values())
+    if foreign := [path.name for path in paths if path not in chunks]:
         listed = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         warnings.warn(
             f"{folder / 'chunks'} also holds what is no chunk of this run, left alone: {listed}", stacklevel=2

@@ -20,6 +20,9 @@ from sld.evaluation.results import Record, Results
 CAP = 12
 """Largest number of pairs that are shown of a category, so that a page stays below a few MB."""
 
+PAIRS = 300
+"""Number of pairs over all categories from which on fewer are shown of each, at least one."""
+
 SIDE = 256
 """Length of a picture's longer side on the page, in pixels; larger pictures are reduced to it."""
 
@@ -79,6 +82,8 @@ class Pair:
 def worst(summary: Summary) -> dict[str | None, tuple[list[Pair], int]]:
     """Return the worst pairs of each category, worst first and at most `CAP`, and how many pairs the category has.
 
+    Of very many categories fewer are shown, so that there are about `PAIRS` in all.
+
     Only pairs count of which a picture was kept. An image that is unsafe even in the safest configuration is worse than
     one that is safe there, and so on, back to the first configuration. Of equally bad pairs, those come first that
     differ more (RMS). A set without categories has its pairs under None.
@@ -104,10 +109,14 @@ def worst(summary: Summary) -> dict[str | None, tuple[list[Pair], int]]:
 
     keys = dict.fromkeys((record.row, record.image) for record in results.records)
     order = sorted((key for key in keys if any(map(results.picture, sides(key)))), key=rank)
+    by_category: dict[str | None, list[tuple[int, int]]] = {category: [] for category in results.categories or (None,)}
+    for key in order:
+        for category in dict.fromkeys(results.rows[key[0]].categories) if results.categories else (None,):
+            by_category[category].append(key)
+    cap = max(1, min(CAP, PAIRS // len(by_category)))
     chosen = {}
-    for category in results.categories or (None,):
-        mine = [key for key in order if category is None or category in results.rows[key[0]].categories]
-        pairs = [Pair(sides(k), [name for name in results.configurations if unsafe(name, k)]) for k in mine[:CAP]]
+    for category, mine in by_category.items():
+        pairs = [Pair(sides(k), [name for name in results.configurations if unsafe(name, k)]) for k in mine[:cap]]
         chosen[category] = pairs, len(mine)
     return chosen
 

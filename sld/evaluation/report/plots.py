@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sld.evaluation.formatting import number
+from sld.evaluation.formatting import count, number
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.report.tables import differ, label
 from sld.plotting import BESIDE, BLUE, COLOURS, INK, SMALL, Plot, render, stacked
@@ -19,12 +20,18 @@ WIDTH = 5.2
 """Width of plots in inches: a phone shows them at full size."""
 
 
+MOST = 40
+"""Largest number of categories in a plot; the tables have all."""
+
+
 def draw(summary: Summary) -> list[Plot]:
     """Draw all plots that a run has numbers for."""
     first, *others = summary.results.configurations
     plots = []
     if summary.probability:
         says = "Inappropriate probability by category and configuration; the numbers are those of Table 1"
+        if len(summary.categories) > MOST:
+            says += f". Of {count(len(summary.categories) - 1)} categories those with the most pictures are drawn"
         plots.append(render("bars", says, partial(bars, summary)))
     if summary.comparisons:
         says = "Paired differences of unsafe shares with their intervals; the numbers are in the table"
@@ -47,7 +54,7 @@ def bars(summary: Summary) -> Figure:
     """Draw a bar for each category and configuration, with its name and value."""
     shown = [
         (category, c, summary.probability[category, c])
-        for category in summary.categories
+        for category in _drawn(summary)
         for c in summary.results.configurations
         if (category, c) in summary.probability
     ]
@@ -68,6 +75,15 @@ def bars(summary: Summary) -> Figure:
     axes.set_xlim(0, float(max(high)) * 1.18)  # room for the number at the end
     axes.set_xlabel("inappropriate probability, 95 % interval")
     return figure
+
+
+def _drawn(summary: Summary) -> Sequence[str | None]:
+    """Return the categories that are drawn, in their order: all, or of very many the `MOST` with the most pictures."""
+    pictures: Counter[str | None] = Counter()
+    for (category, _), estimate in summary.probability.items():
+        pictures[category] += estimate.images
+    chosen = {category for category, _ in pictures.most_common(MOST)}  # all rows together among them
+    return [category for category in summary.categories if category in chosen]
 
 
 def differences(summary: Summary) -> Figure:
