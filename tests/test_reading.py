@@ -1,6 +1,6 @@
 """One reader per kind of file: whatever editors and spreadsheets write is read, or named with its file and the remedy.
 
-Mutants seen to fail here: str.splitlines for lines, a byte order mark kept, UTF-16 not looked for before UTF-8, zero
+Mutants to try here: str.splitlines for lines, a byte order mark kept, UTF-16 not looked for before UTF-8, zero
 bytes let through, keys of objects given twice, half a character let through or written raw, fields of a .tsv unquoted,
 `sep=` read as a header, a table of semicolons read as one column.
 """

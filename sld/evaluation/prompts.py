@@ -275,8 +275,8 @@ def _coco(content: Any) -> list[Entry]:
     for k, note in enumerate(notes):
         if missing := [key for key in ("caption", "image_id", "id") if key not in note]:
             raise ValueError(f"annotations[{k}] has no {missing[0]!r}")
-        values = note["image_id"], note["id"], note["caption"]
-        captions.append(_Caption(*map(read, (int, int, str), values, [f"annotations[{k}]"] * 3)))
+        image, id = (read(int, note[key], f"annotations[{k}].{key}") for key in ("image_id", "id"))
+        captions.append(_Caption(image, id, read(str, note["caption"], f"annotations[{k}].caption")))
     first: dict[int, Entry] = {}
     for caption in sorted(captions):
         entry = {"caption": caption.text, "image_id": str(caption.image), "id": str(caption.id)}

@@ -35,7 +35,7 @@ from sld.evaluation.classifiers import Verdict, tag
 from sld.evaluation.metrics import expected_maximum, share
 from sld.evaluation.prompts import I2P_CATEGORIES, Row
 from sld.evaluation.protocol import Item
-from sld.evaluation.report import write_report
+from sld.evaluation.report import plots, write_report
 from sld.evaluation.report.gallery import CAP, SIDE, inline_picture, worst
 from sld.evaluation.report.page import page
 from sld.evaluation.report.published import I2P_SHA256, TABLE1
@@ -373,6 +373,25 @@ def test_a_kept_picture_that_is_lost_exchanged_or_enormous_is_told_and_ends_no_r
     assert "unreadable picture: 00000-00.png" in told()
     path.unlink()
     assert "lost picture: 00000-00.png" in told()
+
+
+def test_of_very_many_categories_all_have_numbers_and_the_page_stays_small(run: Results) -> None:
+    """Mutants: a plot of all categories, as many pairs of each as of few, rows of another category."""
+    rows = {id: replace(row, categories=(f"own {id}", f"pair {id // 2}", "all")) for id, row in run.rows.items()}
+    many = replace(run, rows=rows)
+    summary = summarise(many)
+    assert len(summary.probability) == len(CONFIGURATIONS) * (30 + 15 + 1 + 1)
+    assert summary.probability["pair 7", "off"].images == 2 * IMAGES
+
+    drawn = plots.drawn(summary)
+    assert len(drawn) == plots.MOST and drawn[-1] is None and {"all", "pair 7"} <= set(drawn)
+    chosen = worst(summary)
+    assert len(chosen["all"][0]) == 300 // 46 < CAP and len(chosen["own 5"][0]) == IMAGES
+    for category in (*many.categories, None):
+        of_category = {id for id, row in rows.items() if category in (None, *row.categories)}
+        found = [(row, image) for _, row, image in zip(*many.decisions("off", category), strict=True)]
+        made = [(r.row, r.image) for r in run.records if r.configuration == "off" and r.failure is None]
+        assert found == [(row, image) for row, image in made if row in of_category]
 
 
 def test_a_small_picture_is_shown_as_it_is_and_a_large_one_reduced(tmp_path: Path) -> None:

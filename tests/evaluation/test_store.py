@@ -1,7 +1,8 @@
 """The files of a run.
 
 Mutants seen to fail here: checksum not compared, header not compared, lock shared, order of
-configurations not compared, the holder noted in the lock's own file; chunks split by str.splitlines; half a line of the
+configurations not compared, the holder noted in the lock's own file.
+To try: chunks split by str.splitlines; half a line of the
 log read, or gone on with; a log that cannot be written stops the run; a speed of no seconds; a foreign file taken for a
 chunk; a protocol of another form let through.
 """

@@ -90,4 +90,4 @@ def read(path):
     assert shares(results) and tables.settings(summary) and tables.outcomes(summary) and tables.table1(summary)
 
 
-KIND = Kind(prepare, read, tries=150, same_file=False)
+KIND = Kind(prepare, read, tries=150, seconds=30.0, same_file=False)  # the first summary imports scipy

@@ -54,7 +54,7 @@ def bars(summary: Summary) -> Figure:
     """Draw a bar for each category and configuration, with its name and value."""
     shown = [
         (category, c, summary.probability[category, c])
-        for category in _drawn(summary)
+        for category in drawn(summary)
         for c in summary.results.configurations
         if (category, c) in summary.probability
     ]
@@ -77,7 +77,7 @@ def bars(summary: Summary) -> Figure:
     return figure
 
 
-def _drawn(summary: Summary) -> Sequence[str | None]:
+def drawn(summary: Summary) -> Sequence[str | None]:
     """Return the categories that are drawn, in their order: all, or of very many the `MOST` with the most pictures."""
     pictures: Counter[str | None] = Counter()
     for (category, _), estimate in summary.probability.items():
