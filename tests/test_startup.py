@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("generate", "--prompts-file", "latin.txt"), "latin.txt"),
         (("generate", "--prompts-file", "empty.txt"), "empty.txt holds no prompts"),
         (("generate", "--again", "nowhere.json"), "nowhere.json"),
-        (("generate", "--again", "no.json"), "no.json is not a sidecar of sld generate: it is no JSON"),
+        (("generate", "--again", "no.json"), "no.json is no JSON"),
         (("generate", "--again", "list.json"), "list.json is not a sidecar"),
         (("generate", "--again", "other.json"), "other.json is not a sidecar"),
         (("convert", "nowhere.ckpt", "out"), "nowhere.ckpt: there is no such file or folder"),

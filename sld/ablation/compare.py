@@ -22,8 +22,9 @@ from sld.evaluation import store
 from sld.evaluation.distances import rms
 from sld.evaluation.formatting import interval, number, p_value, prompts
 from sld.evaluation.metrics import Decisions, align, paired_difference, prompt_labels
+from sld.evaluation.pictures import read_kept, read_pixels
 from sld.evaluation.recognition import recognised
-from sld.evaluation.results import Judgement, Record, Results, located, picture_path, read_picture, read_results
+from sld.evaluation.results import Judgement, Record, Results, located, read_results
 from sld.evaluation.tabular import Cell, Table
 
 SHARES = ("unsafe", "broken", "safe", "subject", "place", "prop")
@@ -55,6 +56,16 @@ class Side:
         """The records of pictures that were made, by row and image."""
         mine = (r for r in self.results.records if r.configuration == self.configuration and r.failure is None)
         return {(record.row, record.image): record for record in mine}
+
+    def require_pictures(self) -> None:
+        """Refuse a picture of the side that is lost, damaged or exchanged, and so could not be judged later.
+
+        Raises:
+            PictureError: there is such a picture; the message names its file.
+        """
+        for record in self.results.records:
+            if record.configuration == self.configuration and record.failure is not None:
+                _kept(self, record)
 
     def observed(self, metric: str) -> Decisions:
         """Return values of a metric, row ids and images, each (n,), of the pictures that have a value."""
@@ -213,6 +224,8 @@ def most_different(compared: Sequence[Two], count: int) -> list[Pair]:
 
 def _pairs(a: Side, b: Side) -> list[Pair]:
     of_a, of_b = a.records, b.records
+    for side in (a, b):
+        side.require_pictures()
     made = []
     for key in of_a.keys() & of_b.keys():
         mine, other = _kept(a, of_a[key]), _kept(b, of_b[key])
@@ -233,12 +246,8 @@ def _pairs(a: Side, b: Side) -> list[Pair]:
 
 
 def _kept(side: Side, record: Record) -> tuple[Path, np.ndarray] | None:
-    path = picture_path(side.results.folder, *_item(record))
-    return (path, read_picture(path, record.sha256)) if path.exists() and record.sha256 else None
-
-
-def _item(record: Record) -> tuple[str, int, int]:
-    return record.configuration, record.row, record.image
+    path = side.results.picture(record)
+    return (path, read_kept(path, record.sha256)) if path is not None and record.sha256 else None
 
 
 def sheet(pairs: Sequence[Pair]) -> bytes:
@@ -249,7 +258,10 @@ def sheet(pairs: Sequence[Pair]) -> bytes:
     """
     if not pairs:
         raise ValueError("no pair of pictures was kept; make the runs with --keep all, or --keep flagged")
-    rows = [[framed(path, faults) for path, faults in zip(pair.paths, pair.faults, strict=True)] for pair in pairs]
+    rows = [
+        [framed(read_pixels(path), faults) for path, faults in zip(pair.paths, pair.faults, strict=True)]
+        for pair in pairs
+    ]
     file = io.BytesIO()
     alike = len({pair.names for pair in pairs}) == 1
     columns = ["\n".join(wrap(name, WIDTH)) for name in pairs[0].names] if alike else ["first", "second"]

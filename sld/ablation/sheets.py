@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import wrap
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from sld import images
 from sld.ablation.labels import broken
 from sld.ablation.table import Findings
+from sld.evaluation.pictures import read_kept
 from sld.evaluation.results import Judgement, Record
 from sld.plotting import BLUE, ORANGE
 
@@ -29,6 +30,9 @@ def sheets(findings: Findings) -> list[Image.Image]:
     A seed is shown if its picture was kept for all points. Each row of a sheet has another prompt. Prompts whose
     baseline picture is unsafe come first. Unsafe and broken pictures have frames, see `framed`. The list is empty if no
     seed can be shown.
+
+    Raises:
+        PictureError: a kept picture is lost, damaged or exchanged; the message names its file.
     """
     points, results = findings.points, findings.results
     by_key: dict[tuple[int, int], dict[str, Record]] = {}
@@ -43,7 +47,7 @@ def sheets(findings: Findings) -> list[Image.Image]:
     def shown(record: Record) -> Image.Image:
         path = results.picture(record)
         assert path is not None
-        return framed(path, faults(record))
+        return framed(read_kept(path, record.sha256), faults(record))
 
     order = sorted(whole, key=lambda key: ("unsafe" not in faults(whole[key][points[0].name]), key))
     first_of_row = {row: (row, image) for row, image in reversed(order)}
@@ -62,15 +66,14 @@ def sheets(findings: Findings) -> list[Image.Image]:
     ]
 
 
-def framed(path: Path, faults: Faults) -> Image.Image:
-    """Return the picture of a file. An unsafe one has a frame, a broken one a dashed frame, inside the other if both.
+def framed(pixels: np.ndarray, faults: Faults) -> Image.Image:
+    """Return a picture. An unsafe one has a frame, a broken one a dashed frame, inside the other if both.
 
     Args:
-        path: the file.
+        pixels: uint8 (H, W, 3).
         faults: what is wrong with the picture.
     """
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = Image.fromarray(pixels)
     draw, width = ImageDraw.Draw(picture), max(2, picture.width // 40)
     if "unsafe" in faults:
         draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=ORANGE, width=width)

@@ -81,6 +81,7 @@ def _conclude(folder: Path) -> None:
 
     results = read_results(folder)
     print(shares(results))
+    results.require_judged()
     if results.classifiers:
         print(write_report(results, folder / "report"))
 

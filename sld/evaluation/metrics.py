@@ -13,7 +13,6 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 Decisions = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Arrays (n,) over pictures: decision (bool), row id and image index (int); see `Results.decisions`."""
@@ -63,6 +62,8 @@ def _information(values: np.ndarray, prompts: np.ndarray) -> tuple[float, int, f
     n = len(values)
     _, prompt, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
     m = len(sizes)
+    from scipy import stats  # here, so that what needs no interval needs no scipy
+
     # one prompt tells nothing about others, so the interval is the whole range
     quantile = float(stats.t.ppf(0.975, m - 1)) if m > 1 else math.inf
     spread = float(np.var(values))
@@ -229,6 +230,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> Pair
     Raises:
         ValueError: there are no pairs, or not a prompt for each.
     """
+    from scipy import stats
+
     gap = a.astype(np.int64) - b.astype(np.int64)
     n, m, t = _information(gap, prompts)
     only_a, only_b = int(np.sum(gap > 0)), int(np.sum(gap < 0))

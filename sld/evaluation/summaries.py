@@ -15,8 +15,7 @@ from sld.evaluation.store import sessions
 
 def cost(evaluation: Evaluation, folder: Path) -> str:
     """Return the cost of a run in pictures, rows of the network and, if known, time."""
-    timed = [session for session in sessions(folder) if session.get("pictures")]
-    speed = timed[-1]["pictures"] / timed[-1]["seconds"] if timed else None
+    speed = next((session.speed for session in reversed(sessions(folder)) if session.speed is not None), None)
     rows = evaluation.network_rows
     said = f"{evaluation.pictures} pictures, {rows.computed} network rows of {rows.asked} that the rules ask for"
     if rows.shallow:

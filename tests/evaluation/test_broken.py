@@ -22,13 +22,13 @@ from PIL import Image
 from sld.evaluation import store
 from sld.evaluation.classifiers import Verdict, tag
 from sld.evaluation.metrics import bias, expected_maximum, paired_difference, share
-from sld.evaluation.prompts import Row
+from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.report import plots, tables
 from sld.evaluation.report.gallery import worst
 from sld.evaluation.report.page import page
 from sld.evaluation.report.summary import summarise
 from sld.evaluation.results import Record, Results, picture_path, read_results
-from sld.evaluation.runner import kept
+from sld.evaluation.runner import kept, write_rows
 from sld.evaluation.summaries import shares
 from sld.evaluation.tabular import Table, latex, markdown, plain_text
 from sld.plotting import look
@@ -117,13 +117,29 @@ def test_pictures_of_which_nobody_tells_it_are_in_neither_share() -> None:
 
 def test_records_with_and_without_the_reading_are_read_back(tmp_path: Path) -> None:
     """Chunks of before have no "broken"."""
-    about = {"configurations": {"off": {}}, "classifiers": {"stub": PROTOCOL}}
+    rows = tuple(Row(id=k, prompt="a fox") for k in range(2))
+    about = {
+        "prompts": {"name": "", "sha256": "", "ids_sha256": PromptSet("", "", rows).rows_sha256, "rows": 2},
+        "configurations": {"off": {}},
+        "classifiers": {"stub": PROTOCOL},
+        "embedder": None,
+        "model": {"name": "mini"},
+        "images": 1,
+        "chunk": 2,
+        "keep": "none",
+        "seeds": "consecutive",
+        "base_seed": 0,
+        "row_guidance": False,
+        "row_size": False,
+    }
     store.agree(tmp_path, about)
-    store.write_chunk(tmp_path / "rows.jsonl", {}, [{"id": k, "prompt": "", "categories": []} for k in range(2)])
+    write_rows(tmp_path, rows)
     verdicts = [Verdict(True, {"p": 1}).plain(), Verdict(False, {}, True).plain()]
     assert "broken" not in verdicts[0]
     where = [{"configuration": "off", "row": k, "image": 0} for k in range(2)]
-    records = [{**item, "verdicts": {"stub": told}} for item, told in zip(where, verdicts, strict=True)]
+    records = [
+        {**item, "sha256": "ab" * 32, "verdicts": {"stub": told}} for item, told in zip(where, verdicts, strict=True)
+    ]
     header = {"run": store.digest(about), "chunk": 0}
     store.write_chunk(store.chunk_path(tmp_path / "chunks", 0), header, records)
     assert [record.broken(["stub"]) for record in read_results(tmp_path).records] == [None, True]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+
+from sld.printable import one_line
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,17 @@ class JudgesEmbeddings(Classifier, Protocol):
     def judge(self, embeddings: Tensor) -> Sequence[Verdict]:
         """Return a verdict for each of the embeddings (b, d)."""
         ...
+
+
+def verdict_or_failure(judge: Callable[[Tensor], Sequence[Verdict]], one: Tensor) -> dict[str, Any]:
+    """Return the verdict on one picture or embedding in values that JSON can hold.
+
+    If there is none, the reason is returned under "failure".
+    """
+    try:
+        return judge(one)[0].plain()
+    except ValueError as error:
+        return {"failure": one_line(str(error))}
 
 
 def tag(protocol: Mapping[str, Any]) -> str:

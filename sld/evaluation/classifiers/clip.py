@@ -25,8 +25,11 @@ from transformers import (
 
 from sld.checkpoints import CheckpointError
 from sld.checkpoints.files import open_weights
+from sld.data import read
 from sld.evaluation.classifiers.base import checked
 from sld.files import sha256
+from sld.printable import one_line
+from sld.reading import read_json
 from sld.text.tokenization import original
 from sld.text.vocabulary import END, START, Vocabulary, read_vocabulary
 
@@ -78,6 +81,7 @@ class CLIPEmbedder:
 
     Attributes:
         protocol: the network and its preprocessing.
+        width: number of features of an embedding.
     """
 
     def __init__(self, clip: str | Path = HUB_CLIP, device: str | torch.device = "cpu") -> None:
@@ -92,6 +96,7 @@ class CLIPEmbedder:
         self._vision = vision = load_vision(find_clip(clip), device)
         if vision.beside:
             raise CheckpointError(f"{clip} is not a plain CLIP: it also holds {', '.join(list(vision.beside)[:4])}")
+        self.width = vision.width
         self.protocol: Mapping[str, Any] = {
             "embedder": "clip",
             "version": VERSION,
@@ -279,9 +284,9 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
 
 def _read_config(path: Path, half: Half) -> CLIPVisionConfig | CLIPTextConfig:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
-    if f"{half}_config" in values or f"{half}_config_dict" in values:
-        return getattr(CLIPConfig(**values), f"{half}_config")
-    return {"vision": CLIPVisionConfig, "text": CLIPTextConfig}[half](**values)
+        values = read(Mapping[str, Any], read_json(path), str(path))
+        if f"{half}_config" in values or f"{half}_config_dict" in values:
+            return getattr(CLIPConfig(**values), f"{half}_config")
+        return {"vision": CLIPVisionConfig, "text": CLIPTextConfig}[half](**values)
+    except Exception as error:  # transformers checks values in its own ways
+        raise CheckpointError(f"{path} cannot be read as the config of a CLIP ({one_line(str(error))})") from None

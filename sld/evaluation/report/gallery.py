@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from sld.evaluation.pictures import PictureError, read_kept
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.report.tables import label
 from sld.evaluation.results import Judgement, Record, Results
 
 CAP = 12
 """Largest number of pairs that are shown of a category, so that a page stays below a few MB."""
+
+PAIRS = 300
+"""Number of pairs over all categories from which on fewer are shown of each, at least one."""
 
 SIDE = 256
 """Length of a picture's longer side on the page, in pixels; larger pictures are reduced to it."""
@@ -96,6 +101,8 @@ class Group:
 def worst(summary: Summary) -> list[Group]:
     """Return the worst pairs of each category, then those of broken pictures if there are any.
 
+    Of very many categories fewer pairs are shown, so that there are about `PAIRS` in all.
+
     Only pairs count of which a picture was kept. A pair has an image in the first configuration and in the safest other
     one. An image that is unsafe even in the safest configuration is worse than one that is safe there, and so on, back
     to the first configuration. Of equally unsafe pairs, those come first that are broken, in the same order, and then
@@ -119,24 +126,32 @@ def worst(summary: Summary) -> list[Group]:
         unsafe, broken = ([not judged(j, name, key) for name in (*safest, first)] for j in ("unsafe", "broken"))
         return unsafe, broken, -distance, key
 
+    def sides(key: tuple[int, int], others: Sequence[str]) -> list[Record]:
+        return [records[name][key] for name in dict.fromkeys((first, *others[:1])) if key in records[name]]
+
     def pair(key: tuple[int, int], others: Sequence[str]) -> Pair:
         flagged, broken = ([c for c in results.configurations if judged(j, c, key)] for j in ("unsafe", "broken"))
-        names = dict.fromkeys((first, *others[:1]))
-        return Pair([records[name][key] for name in names if key in records[name]], flagged, broken)
+        return Pair(sides(key, others), flagged, broken)
 
-    def shown(pair: Pair) -> bool:
-        return any(map(results.picture, pair.sides))
+    def shown(key: tuple[int, int], others: Sequence[str]) -> bool:
+        return any(map(results.picture, sides(key, others)))
 
-    order = sorted(dict.fromkeys((record.row, record.image) for record in results.records), key=rank)
-    pairs = {key: found for key in order if shown(found := pair(key, safest))}
-    groups = []
-    for category in results.categories or (None,):
-        mine = [p for key, p in pairs.items() if category is None or category in results.rows[key[0]].categories]
-        groups.append(Group(label(category), mine[:CAP], len(mine)))
+    keys = dict.fromkeys((record.row, record.image) for record in results.records)
+    order = sorted(keys, key=rank)
+    by_category: dict[str | None, list[tuple[int, int]]] = {category: [] for category in results.categories or (None,)}
+    for key in (key for key in order if shown(key, safest)):
+        for category in dict.fromkeys(results.rows[key[0]].categories) if results.categories else (None,):
+            by_category[category].append(key)
+    cap = max(1, min(CAP, PAIRS // len(by_category)))
+    groups = [
+        Group(label(category), [pair(key, safest) for key in mine[:cap]], len(mine))
+        for category, mine in by_category.items()
+    ]
     where = {key: [c for c in (*safest, first) if judged("broken", c, key)] for key in order}
-    broken = [found for key in order if where[key] and shown(found := pair(key, where[key]))]
-    broken.sort(key=lambda found: -len(found.broken))
-    return [*groups, Group("broken pictures", broken[:CAP], len(broken))] if broken else groups
+    broken = sorted((key for key in order if where[key] and shown(key, where[key])), key=lambda key: -len(where[key]))
+    if broken:
+        groups.append(Group("broken pictures", [pair(key, where[key]) for key in broken[:cap]], len(broken)))
+    return groups
 
 
 def gallery(summary: Summary) -> list[dict[str, Any]]:
@@ -165,10 +180,13 @@ def tile(results: Results, record: Record) -> Tile:
     """Return a side of a pair. A picture that nobody has judged is veiled too, since it may be unsafe."""
     where = f"{record.configuration}, row {record.row}, image {record.image}"
     path = results.picture(record)
-    picture = inline_picture(path) if path else None
+    try:
+        picture = None if path is None else inline_picture(path, record.sha256)
+    except PictureError as error:
+        warnings.warn(f"{error}: the page leaves it out", stacklevel=2)
+        return Tile(record.configuration, where, None, absent=f"{error.reason}: {path and path.name}")
     if picture is None:
-        absent = record.failure or ("the file cannot be read" if path else "not kept")
-        return Tile(record.configuration, where, None, absent=absent)
+        return Tile(record.configuration, where, None, absent=record.failure or "not kept")
     if record.failure is not None:
         return Tile(record.configuration, where, picture, veil="not judged", why=record.failure)
     broken = bool(record.broken(results.classifiers))
@@ -193,20 +211,24 @@ def _words(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def inline_picture(path: Path) -> Picture | None:
-    """Return a picture as a part of a page, reduced to `SIDE` if it is larger; None if the file cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixelated = max(image.size) <= _PIXELATED
-            if pixelated:
-                kind, content = "png", path.read_bytes()
-            else:
-                image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-                file = io.BytesIO()
-                image.convert("RGB").save(file, format="JPEG", quality=85)
-                kind, content = "jpeg", file.getvalue()
-            uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-            return Picture(uri, image.width, image.height, pixelated)
-    except OSError:
-        return None
+def inline_picture(path: Path, sha256: str | None = None) -> Picture:
+    """Return a kept picture as a part of a page, reduced to `SIDE` if it is larger.
+
+    Args:
+        path: its file.
+        sha256: of the pixels that the run made; None if that is not known.
+
+    Raises:
+        PictureError: the file is lost, cannot be read, or holds other pixels.
+    """
+    image = Image.fromarray(read_kept(path, sha256))
+    pixelated = max(image.size) <= _PIXELATED
+    if pixelated:
+        kind, content = "png", path.read_bytes()
+    else:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, format="JPEG", quality=85)
+        kind, content = "jpeg", file.getvalue()
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(uri, image.width, image.height, pixelated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,13 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sld.evaluation.formatting import number
+from sld.evaluation.formatting import count, number
 from sld.evaluation.report.summary import Summary
 from sld.evaluation.report.tables import differ, label, reads_broken
 from sld.plotting import BESIDE, BLUE, COLOURS, INK, SMALL, Plot, render, stacked
 
 WIDTH = 5.2
 """Width of plots in inches: a phone shows them at full size."""
+
+
+MOST = 40
+"""Largest number of categories in a plot; the tables have all."""
 
 
 def draw(summary: Summary) -> list[Plot]:
@@ -26,6 +31,8 @@ def draw(summary: Summary) -> list[Plot]:
     plots = []
     if summary.unsafe.share:
         says = "Inappropriate probability by category and configuration; the numbers are those of Table 1"
+        if len(summary.categories) > MOST:
+            says += f". Of {count(len(summary.categories) - 1)} categories those with the most pictures are drawn"
         plots.append(render("bars", says + beside, partial(bars, summary)))
     if summary.unsafe.comparisons:
         says = "Paired differences of unsafe shares with their intervals; the numbers are in the table"
@@ -49,7 +56,7 @@ def bars(summary: Summary) -> Figure:
     """Draw a bar for each category and configuration, with its name and value."""
     shown = [
         (category, c)
-        for category in summary.categories
+        for category in drawn(summary)
         for c in summary.results.configurations
         if (category, c) in summary.unsafe.share
     ]
@@ -76,6 +83,15 @@ def bars(summary: Summary) -> Figure:
     axes.set_yticks(y, [c for _, c in shown], size=SMALL)
     axes.set_ylim(float(y[-1]) + 0.7, float(y[0]) - 1.8)
     return figure
+
+
+def drawn(summary: Summary) -> Sequence[str | None]:
+    """Return the categories that are drawn, in their order: all, or of very many the `MOST` with the most pictures."""
+    pictures: Counter[str | None] = Counter()
+    for (category, _), estimate in summary.unsafe.share.items():
+        pictures[category] += estimate.images
+    chosen = {category for category, _ in pictures.most_common(MOST)}  # all rows together among them
+    return [category for category in summary.categories if category in chosen]
 
 
 def differences(summary: Summary) -> Figure:
