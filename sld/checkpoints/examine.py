@@ -1,6 +1,6 @@
 """Examination of a checkpoint: its model, and the match of its keys and shapes. No weight is read.
 
-Importing this loads no torch; pickles do, when they are opened.
+This loads no torch.
 """
 
 from __future__ import annotations

@@ -1,23 +1,21 @@
 """Files of tensors: reading of headers, reading tensor by tensor, and writing without overwriting.
 
-Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing. Torch is
-imported where it is needed: what a .safetensors file holds is known without.
+Pickles are read by a machine of our own (`sld.checkpoints.pickles`), which makes tensors and plain containers and runs
+nothing. What a file holds is known without torch, which is imported when tensors are fetched.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from sld.checkpoints.pickles import Odd, Stored, open_archive
 from sld.checkpoints.remap import CheckpointError
 from sld.files import whole
 
@@ -71,23 +69,17 @@ class WeightsFile:
     Attributes:
         path: where it is.
         tensors: every tensor's header, by its key.
+        reader: opens the file; the result fetches one tensor by its key, mapped from the file where it can be. The
+            mapping lives as long as the result and the tensors from it.
         metadata: strings that a safetensors file carries along.
         beside: what a pickle holds next to its weights (optimizer states, counters).
     """
 
     path: Path
     tensors: Mapping[str, Header]
+    reader: Callable[[], Callable[[str], Tensor]] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
-
-    def reader(self) -> Callable[[str], Tensor]:
-        """Opens the file; the result fetches one tensor by its key, mapped from the file where it can be.
-
-        The mapping lives as long as the reader and the tensors from it.
-        """
-        if self.path.suffix in SAFETENSORS:
-            return safe_open(self.path, "pt").get_tensor
-        return _unpickle(self.path)[0].__getitem__
 
 
 def open_weights(path: Path) -> WeightsFile:
@@ -110,9 +102,7 @@ def open_weights(path: Path) -> WeightsFile:
     if path.suffix in PICKLES:
         if json_behind_length:
             raise CheckpointError(f"{path} is named {path.suffix} but holds safetensors: rename it to .safetensors")
-        weights, beside = _unpickle(path)
-        headers = {key: Header(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for key, x in weights.items()}
-        return WeightsFile(path, headers, beside=beside)
+        return _open_pickle(path)
     expected = ", ".join(SAFETENSORS + PICKLES)
     raise CheckpointError(f"{path}: '{path.suffix}' is no checkpoint's suffix; expected one of {expected}")
 
@@ -127,40 +117,30 @@ def _open_safetensors(path: Path) -> WeightsFile:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again") from None
     if unknown := sorted({dtype for _, dtype in found.values()} - set(_DTYPES)):
         raise CheckpointError(f"{path} holds numbers of a kind that is not read: {', '.join(unknown)}")
-    return WeightsFile(path, {key: Header(shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}, metadata)
+    headers = {key: Header(shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}
+    return WeightsFile(path, headers, lambda: safe_open(path, "pt").get_tensor, metadata)
 
 
-class _Callback:
-    """Stands for the one class that Lightning, which trained SD 1, leaves a reference to in its checkpoints."""
-
-
-_STAND_IN: Any = (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
-
-
-def _unpickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights of a pickle, mapped where its format allows, and the names of what lies beside them."""
-    import torch
-    from torch import Tensor
-
-    try:
-        with torch.serialization.safe_globals([_STAND_IN]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if culprit := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} would run code when read (it refers to {culprit[1]}) and is refused: "
-                "use a .safetensors file, or have someone who trusts it convert it"
-            ) from None
-        raise CheckpointError(f"{path} is no pickle of weights, or damaged: fetch it again") from None
-    except Exception as error:  # a damaged pickle may raise any error
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged ({reason}): fetch it again") from None
+def _open_pickle(path: Path) -> WeightsFile:
+    archive = open_archive(path)
+    content = archive.content
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds a {type(weights).__name__}, expected a dictionary of tensors")
+        kind = "tensor" if isinstance(weights, Stored) else type(weights).__name__
+        raise CheckpointError(f"{path} holds a {kind}, expected a dictionary of tensors")
+    if odd := {str(key): value.kind for key, value in weights.items() if isinstance(value, Odd)}:
+        key, kind = next(iter(odd.items()))
+        raise CheckpointError(f"{path}: {key} is {kind}, which no network here has: save it as a dense tensor")
+    stored = {str(key): value for key, value in weights.items() if isinstance(value, Stored)}
     beside = [key for key in content if weights is not content and key != "state_dict"]
-    beside += [key for key, value in weights.items() if not isinstance(value, Tensor)]
-    return {str(key): x for key, x in weights.items() if isinstance(x, Tensor)}, tuple(map(str, beside))
+    beside += [key for key, value in weights.items() if not isinstance(value, Stored)]
+
+    def fetches() -> Callable[[str], Tensor]:
+        read = archive.reader()
+        return lambda key: read(stored[key])
+
+    headers = {key: Header(x.shape, x.dtype) for key, x in stored.items()}
+    return WeightsFile(path, headers, fetches, beside=tuple(map(str, beside)))
 
 
 @contextmanager

@@ -72,8 +72,8 @@ def load(
 
     Every key of the checkpoint must fill a parameter or be a known leftover, and every parameter must be filled, in
     its shape; nothing is loaded otherwise. Memory at the peak: the weights in the requested dtype, and while they are
-    cast the pages of one part's file, which are mapped and can be dropped (pickles from before torch 1.6 are read
-    whole). Weights that need no cast stay mapped: replace their file by renaming, never by writing into it.
+    cast the pages of one part's file, which are mapped and can be dropped. Weights that need no cast stay mapped:
+    replace their file by renaming, never by writing into it.
 
     Args:
         path: a .safetensors or .ckpt file, or a folder with unet, vae, text_encoder and scheduler.
