@@ -84,7 +84,7 @@ def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = N
     """
     from sld.request import Request
 
-    height, width = sampling.size or (usual.size, usual.size)
+    height, width = sampling.size or usual.sides
     spacing = usual.spacing if sampling.sampler in (None, usual.sampler) else None  # another sampler has its own
     return Request(
         **{"prompt": "", **others},
