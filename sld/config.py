@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from sld.data import Range, read
@@ -330,6 +332,18 @@ class ModelConfig:
             del values["size"]
         return read(cls, values)
 
+    @classmethod
+    def read_file(cls, path: str | Path) -> ModelConfig:
+        """Read the values of `to_dict` from a JSON file.
+
+        Raises:
+            ValueError: there is no such file, or it does not hold such values; names it.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} is not the config of a model ({error})") from None
+
 
 def _levels(kind: str, channels: tuple[int, ...]) -> int:
     if not 1 <= len(channels) <= _LEVELS:
@@ -354,6 +368,7 @@ _EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
 
 SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, Defaults(size=512))
 SD15 = replace(SD14, name="sd15")
+SD15_V = replace(SD14, name="sd15-v", schedule=_V)
 SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, Defaults(size=512))
 SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, Defaults(size=768))
 SD21_BASE = replace(SD20_BASE, name="sd21-base")
@@ -375,4 +390,4 @@ MINI = ModelConfig(
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )
-CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}
+CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD15_V, SD20_BASE, SD20, SD21_BASE, SD21, MINI)}

@@ -107,6 +107,8 @@ class Pipeline:
         settings = {"kernels": list(self.kernels), "rows_at_once": self.rows_at_once, "tile": self.tile}
         if (tokenization := self.tokenizers[0].tokenization) != "original":
             settings["tokenization"] = tokenization
+        if self.source is not None:
+            settings["ignored_keys"] = list(self.source.ignored)
         return {name: value for name, value in settings.items() if value}
 
     def __call__(

@@ -6,12 +6,13 @@ nothing. What a file holds is known without torch, which is imported when tensor
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -73,6 +74,7 @@ class WeightsFile:
             mapping lives as long as the result and the tensors from it.
         metadata: strings that a safetensors file carries along.
         beside: what a pickle holds next to its weights (optimizer states, counters).
+        shards: the files that hold the tensors, where `path` is the index of several.
     """
 
     path: Path
@@ -80,6 +82,12 @@ class WeightsFile:
     reader: Callable[[], Callable[[str], Tensor]] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def holders(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return self.shards or (self.path,)
 
 
 def open_weights(path: Path) -> WeightsFile:
@@ -123,8 +131,7 @@ def _open_safetensors(path: Path) -> WeightsFile:
 
 def _open_pickle(path: Path) -> WeightsFile:
     archive = open_archive(path)
-    content = archive.content
-    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    weights, beside = _unwrapped(archive.content)
     if not isinstance(weights, dict):
         kind = "tensor" if isinstance(weights, Stored) else type(weights).__name__
         raise CheckpointError(f"{path} holds a {kind}, expected a dictionary of tensors")
@@ -132,8 +139,9 @@ def _open_pickle(path: Path) -> WeightsFile:
         key, kind = next(iter(odd.items()))
         raise CheckpointError(f"{path}: {key} is {kind}, which no network here has: save it as a dense tensor")
     stored = {str(key): value for key, value in weights.items() if isinstance(value, Stored)}
-    beside = [key for key in content if weights is not content and key != "state_dict"]
     beside += [key for key, value in weights.items() if not isinstance(value, Stored)]
+    prefix = next((one for one in _WRAPPED if stored and all(key.startswith(one) for key in stored)), "")
+    stored = {key.removeprefix(prefix): value for key, value in stored.items()}
 
     def fetches() -> Callable[[str], Tensor]:
         read = archive.reader()
@@ -141,6 +149,49 @@ def _open_pickle(path: Path) -> WeightsFile:
 
     headers = {key: Header(x.shape, x.dtype) for key, x in stored.items()}
     return WeightsFile(path, headers, fetches, beside=tuple(map(str, beside)))
+
+
+_WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
+_WRAPPED = ("_forward_module.", "module.", "_orig_mod.")
+"""Tables in which Lightning, DeepSpeed and training loops put weights; what wrappers of modules put before keys."""
+
+
+def _unwrapped(content: Any) -> tuple[Any, list[Any]]:
+    """The innermost table of weights, and the names of what lies beside it."""
+    beside: list[Any] = []
+    while isinstance(content, dict) and not any(isinstance(value, Stored) for value in content.values()):
+        name = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        if name is None:
+            break
+        beside += [key for key in content if key != name]
+        content = content[name]
+    return content, beside
+
+
+def open_shards(index: Path) -> WeightsFile:
+    """Read the headers of the files that an index names, as diffusers and transformers write them.
+
+    Raises:
+        CheckpointError: the index is none, or a file is missing, or they do not hold what the index says.
+    """
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error!r}): fetch it again") from None
+    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names {wrong[0]!r}, expected the name of a file beside it")
+    shards = {name: open_weights(index.with_name(name)) for name in names}
+    found = {key: name for name, shard in shards.items() for key in shard.tensors}
+    if lost := [key for key, name in places.items() if found.get(key) != name]:
+        raise CheckpointError(f"{index} says that {lost[0]} is in {places[lost[0]]}, which does not hold it")
+
+    def fetches() -> Callable[[str], Tensor]:
+        read = {name: shard.reader() for name, shard in shards.items()}
+        return lambda key: read[found[key]](key)
+
+    headers = {key: header for shard in shards.values() for key, header in shard.tensors.items()}
+    return WeightsFile(index, headers, fetches, shards=tuple(shard.path for shard in shards.values()))
 
 
 @contextmanager

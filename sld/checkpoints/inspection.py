@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,16 @@ class Inspection:
         prediction: str = config.schedule.prediction
         if found.told_by == "shapes" and config.texts[0].openclip:
             prediction += ' (assumed: SD 2 weights do not tell; for the 512-pixel models give config="sd21-base")'
+        spacing = f", {config.defaults.spacing} spacing" if config.defaults.spacing else ""
+        height, width = config.defaults.sides
+        size = height if height == width else f"{width} x {height}"
         lines = [
             f"{found.path}",
             f"  format       {found.format}",
             f"  model        {config.name} (told by the {found.told_by})",
             f"  prediction   {prediction}",
-            f"  sampler      {config.defaults.sampler}",
-            f"  size         {config.defaults.size} pixels",
+            f"  sampler      {config.defaults.sampler}{spacing}",
+            f"  size         {size} pixels",
             f"  dtype        {', '.join(self.dtypes)}",
         ]
         for part in found.parts:
@@ -50,13 +54,15 @@ class Inspection:
         return "\n".join(lines if self.problems else [*lines, "  complete     every key is accounted for"])
 
 
-def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False) -> Inspection:
+def inspect(
+    path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False, ignore: Sequence[str] = ()
+) -> Inspection:
     """Look at a checkpoint without loading it; arguments and errors of `load`, save that a mismatch is reported.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
-    found = examine(path, config, use_ema)
+    found = examine(path, config, use_ema, ignore)
     read = {key: [found.files[key].tensors[name] for name in match.key_maps] for key, match in found.matches.items()}
     dtypes: Counter[str] = Counter()
     for header in (header for headers in read.values() for header in headers):

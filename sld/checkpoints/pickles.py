@@ -240,7 +240,7 @@ def _walk(path: Path, stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
-        if name in _LITERALS:
+        if name.startswith(_LITERALS):
             stack.append(argument)
         elif name in _NEW:
             stack.append(_NEW[name]())
@@ -292,22 +292,7 @@ def _walk(path: Path, stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     raise ValueError("a pickle without an end")
 
 
-_LITERALS = frozenset(
-    (
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-    )
-)
+_LITERALS = ("BININT", "LONG1", "BINFLOAT", "BINUNICODE", "BINSTRING", "BINBYTES", "SHORT_BIN")
 _NEW: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
