@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,17 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False, ignore: Sequence[str] = ()
+    path: str | Path,
+    config: ModelConfig | str | None = None,
+    use_ema: bool = False,
+    ignore: Sequence[str] = (),
+    read_all: bool = False,
 ) -> Inspection:
     """Look at a checkpoint without loading it; arguments and errors of `load`, save that a mismatch is reported.
+
+    Args:
+        path, config, use_ema, ignore: see `load`.
+        read_all: read all weights too, and report those that are not finite. This imports torch and takes seconds.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
@@ -73,5 +81,11 @@ def inspect(
         dict(dtypes.most_common()),
         {key: len(headers) for key, headers in counts.items()},
         {key: sum(header.numel for header in headers) for key, headers in counts.items()},
-        tuple(found.problems()),
+        (*found.problems(), *(_not_finite(found) if read_all else ())),
     )
+
+
+def _not_finite(found: Checkpoint) -> Iterator[str]:
+    from sld.checkpoints.loading import not_finite
+
+    return (f"weights are NaN or infinite: {key} in {file.name}" for file, key in not_finite(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,8 +148,25 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtyp
 
 
 def finite(x: torch.Tensor) -> bool:
-    """Whether every number is finite. One pass without a copy: a sum is finite if its parts are and do not overflow."""
-    return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
+    """Return whether every number is finite.
+
+    One pass: half precision by its bits, in pieces that fit the cache, for its arithmetic is slow on a CPU; others by
+    their sum, which is finite only if its parts are, and is asked again where it overflows. SD 1.5 takes half a second
+    of a core in either precision.
+    """
+    if x.element_size() == 2:
+        infinite = torch.tensor(torch.inf, dtype=x.dtype).view(torch.int16)
+        pieces = x.reshape(-1).view(torch.int16).split(2**20)
+        return all(bool((piece & 0x7FFF).max() < infinite) for piece in pieces if piece.numel())
+    x = x.float() if x.element_size() == 1 else x
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
+def not_finite(checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
+    """Yield file and key of every tensor of the model that is not finite. All are read, which takes seconds."""
+    for key, match in checkpoint.matches.items():
+        read = checkpoint.files[key].reader()
+        yield from ((checkpoint.files[key].path, name) for name in match.key_maps if not finite(read(name)))
 
 
 def _not_finite(path: Path, keys: list[str]) -> str:

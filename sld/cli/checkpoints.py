@@ -19,13 +19,15 @@ class InspectOptions:
 
     path: Path = argument("single file or diffusers folder")
     read_as: CheckpointOptions = group(CheckpointOptions())
+    read_all: bool = option(False, "read all weights too, for seconds, and name those that are NaN or infinite")
 
 
 def inspect(options: InspectOptions) -> None:
     """Print a description of a checkpoint."""
     from sld.checkpoints.inspection import inspect
 
-    print(inspect(options.path, options.read_as.config, options.read_as.use_ema, options.read_as.ignore))
+    read_as = options.read_as
+    print(inspect(options.path, read_as.config, read_as.use_ema, read_as.ignore, options.read_all))
 
 
 @dataclass(frozen=True)

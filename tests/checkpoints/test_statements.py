@@ -260,6 +260,8 @@ def test_weights_that_are_not_finite_are_named(number, dtype, made, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=rf"NaN or infinite in {key}"):
         load(tmp_path / "a.safetensors", TINY1)
+    (problem,) = inspect(tmp_path / "a.safetensors", TINY1, read_all=True).problems
+    assert key in problem and not inspect(tmp_path / "a.safetensors", TINY1).problems
 
 
 def test_a_conversion_gives_the_same_bytes_every_time(made, tmp_path):
