@@ -93,8 +93,9 @@ def read_config(folder: Path) -> ModelConfig:
     unet, size = _read_unet(folder, vae.factor)
     schedule, samplers, spacing = _read_schedule(folder, index.get("scheduler"))
     defaults = _read_own(folder / _OWN, Defaults(size, samplers[0], spacing), samplers)
+    texts = (_read_text(folder),)
     try:
-        config = ModelConfig(folder.resolve().name, unet, vae, (_read_text(folder),), schedule, defaults)
+        config = ModelConfig(folder.resolve().name, unet, vae, texts, schedule, defaults)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     # from the latest: versions that differ in nothing but their weights go by the last one's name

@@ -199,7 +199,7 @@ def test_a_value_that_we_have_no_network_for_is_refused_by_file_and_key(file, ke
     edit(folder / file, **{key: value})
     with pytest.raises(CheckpointError, match=key) as caught:
         read_config(folder)
-    assert file in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{folder / file}: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
