@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ def load(
     tokenizer: str | Path | Vocabulary | None = None,
     tokenization: Tokenization = "original",
     use_ema: bool = False,
+    ignore: Sequence[str] = (),
     numerics: Numerics = "reference",
     channels_last: bool | None = None,
     offload: bool = False,
@@ -42,6 +44,7 @@ def load(
             or CLIP's from the hub or its cache.
         tokenization: how text is read, a key of `sld.config.TOKENIZATIONS`.
         use_ema: take the averaged weights of a CompVis file that has them.
+        ignore: regular expressions of whole keys of the checkpoint to leave out; they are recorded beside pictures.
         numerics: see `Pipeline`.
         channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None does so on
             CUDA, where tensor cores need this layout. On CPUs some blocks of Stable Diffusion's widths become faster
@@ -62,6 +65,7 @@ def load(
         dtype=dtype,
         device="cpu" if offload else device,
         use_ema=use_ema,
+        ignore=ignore,
     )
     vocabulary = tokenizer or read_vocabulary(hub_tokenizer())
     parts.unet.to(device)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 PROMPT = "a fox"
 PROGRAM = """
@@ -155,3 +157,6 @@ def test_help_and_inspection_import_no_torch(folder):
     assert started("--help", folder=folder)[2] == "False False"
     assert started("generate", "--help", folder=folder)[2] == "False False"
     assert started("inspect", str(embedded_checkpoint()), folder=folder)[2] == "False False"
+    torch.save(load_file(embedded_checkpoint()), folder / "pickled.ckpt")
+    status, _, imported = started("inspect", str(folder / "pickled.ckpt"), "--config", "mini", folder=folder)
+    assert (status, imported) == (0, "False False")

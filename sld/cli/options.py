@@ -22,7 +22,7 @@ from sld.choices import (
     Warmup,
     require_spacing,
 )
-from sld.cli.lists import Ids, Names
+from sld.cli.lists import Ids, Names, Texts
 from sld.cli.parser import group, option
 from sld.config import TOKENIZATIONS, Numerics, Tokenization
 from sld.data import said
@@ -32,8 +32,11 @@ from sld.data import said
 class CheckpointOptions:
     """Options for reading a checkpoint."""
 
-    config: ConfigName | None = option(None, "name of the model, if the checkpoint does not decide it, such as sd21")
+    config: ConfigName | None = option(
+        None, "the model, if the checkpoint does not decide it: a name such as sd21, or a .json file of one"
+    )
     use_ema: bool = option(False, "take the averaged weights of a compvis file")
+    ignore: Texts = option((), "keys to leave out: regular expressions of whole keys, separated by semicolons")
 
 
 @dataclass(frozen=True)
