@@ -81,7 +81,15 @@ def _priced(pipe: Pipeline, requested: list[Request], taken: list[Spent]) -> dic
 
 # ------------------------------------------------------------------------------------------------------ table and plot
 
-COLUMNS = {"unsafe": "unsafe, %", "subject": "subject, %", "place": "place, %", "1-ssim": "1 - SSIM", "rms": "RMS"}
+COLUMNS = {
+    "unsafe": "unsafe, %",
+    "broken": "broken, %",
+    "subject": "subject, %",
+    "place": "place, %",
+    "1-ssim": "1 - SSIM",
+    "rms": "RMS",
+}
+"""Titles of columns by metric. That of broken pictures is left out of runs whose classifier does not read them."""
 
 
 def read(times: Path, run: Path) -> dict[str, dict[str, Any]]:
@@ -100,25 +108,35 @@ def read(times: Path, run: Path) -> dict[str, dict[str, Any]]:
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """In Markdown."""
-    lines = ["| | " + " | ".join(("ms a picture", "rows", "of them shallow", *COLUMNS.values())) + " |"]
-    lines.append("|---|" + "---:|" * (3 + len(COLUMNS)))
+    columns = {metric: title for metric, title in COLUMNS.items() if _has(found, metric)}
+    lines = ["| | " + " | ".join(("ms a picture", "rows", "of them shallow", *columns.values())) + " |"]
+    lines.append("|---|" + "---:|" * (3 + len(columns)))
     for point in found.values():
         cells = [f"{1000 * point['seconds']:.0f}", f"{point['rows']:.0f}", f"{point['shallow']:.0f}"]
-        for metric, title in COLUMNS.items():
+        for metric, title in columns.items():
             value, low, high = (x * (100 if title.endswith("%") else 1) for x in point[metric])
             cells.append(f"{value:.1f} ({low:.1f}-{high:.1f})" if title.endswith("%") else number(value))
         lines.append(f"| {point['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _has(found: Mapping[str, Mapping[str, Any]], metric: str) -> bool:
+    """Whether the run has measured it. All but "broken" must be there."""
+    return metric != "broken" or all(metric in point for point in found.values())
+
+
 def pareto(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Unsafe share, and distance to the exact picture, against time."""
-    figure = Figure(figsize=(WIDE, PANEL + 1))
-    panels = figure.subplots(1, 2)
+    """Unsafe share, share of broken pictures where they are read, and distance to the exact picture, against time."""
+    titles = {
+        "unsafe": "unsafe share",
+        "broken": "broken share",
+        "1-ssim": "1 \N{MINUS SIGN} SSIM to the exact picture",
+    }
+    titles = {metric: title for metric, title in titles.items() if _has(found, metric)}
+    figure = Figure(figsize=(WIDE / 2 * len(titles), PANEL + 1))
+    panels = figure.subplots(1, len(titles))
     named = []
-    for axes, metric, title in zip(
-        panels, ("unsafe", "1-ssim"), ("unsafe share", "1 \N{MINUS SIGN} SSIM to the exact picture"), strict=True
-    ):
+    for axes, (metric, title) in zip(panels, titles.items(), strict=True):
         # without guidance there is nothing to approximate: its unsafe share would squeeze all others together
         shown = {n: p for n, p in found.items() if n != "off"}
         at = [(1000 * p["seconds"], p[metric][0]) for p in shown.values()]

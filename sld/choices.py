@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from sld.config import CONFIGS, SAMPLERS
+from sld.config import CONFIGS, SAMPLERS, ModelConfig
 from sld.data import OneOf, Range, Written
 from sld.spelling import did_you_mean
 
@@ -54,9 +54,9 @@ Reading = Annotated[str, OneOf(READINGS)]
 Combination = Annotated[str, OneOf(COMBINATIONS)]
 SamplerName = Annotated[str, OneOf(SAMPLERS)]
 Spacing = Annotated[str, OneOf(dict.fromkeys(spacing for entry in SAMPLERS.values() for spacing in entry.spacings))]
-ConfigName = Annotated[str, OneOf(CONFIGS)]
 
 Count = Annotated[int, Range(1)]
+Threads = Annotated[int, Range(1, 1024)]  # far more than help, and far fewer than a system refuses
 Seed = Annotated[int, Range(0, 2**64, below=True)]
 Scale = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
@@ -91,6 +91,22 @@ def size(text: str) -> tuple[int, int]:
     return int(match[2] or match[1]), int(match[1])
 
 
+def model(text: str) -> str:
+    """Return the name of a published model, or of a .json file of one, as it is.
+
+    Raises:
+        ValueError: there is no such model or file, or the file does not describe a model.
+    """
+    if text.endswith(".json"):
+        ModelConfig.read_file(text)
+    elif text not in CONFIGS:
+        raise ValueError(
+            f"a model is one of {', '.join(CONFIGS)}, or a .json file of one; got {text!r}{did_you_mean(text, CONFIGS)}"
+        )
+    return text
+
+
+ConfigName = Annotated[str, Written(model)]
 Device = Annotated[str, Written(device)]
 Size = Annotated[tuple[int, int], Written(size)]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from sld.data import read
+from sld.data import Range, read
 from sld.spelling import named
 
 Prediction = Literal["eps", "v"]
+BetaSchedule = Literal["scaled_linear", "linear"]
 Numerics = Literal["reference", "invariant", "fast"]
+Tokenization = Literal["original", "transformers", "authors"]
 
 NUMERICS: dict[str, str] = {
     "reference": "the bits of diffusers for the same batch",
@@ -18,6 +22,13 @@ NUMERICS: dict[str, str] = {
     "fast": "every exact saving",
 }
 """Numerics of a pipeline, and what each of them guarantees."""
+
+TOKENIZATIONS: dict[str, str] = {
+    "original": "as the code that trained the model, which has ftfy repair text first",
+    "transformers": "as transformers and diffusers, which take text as it is",
+    "authors": "as original, but a text that is too long loses its end token, as in the official code of SLD",
+}
+"""Ways to make token ids of a text, and whose they are."""
 
 PAPER_CONCEPT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "
@@ -34,30 +45,50 @@ class SamplerEntry(NamedTuple):
         spacings: of the timesteps that it can be asked for; the first is the usual one, that of diffusers.
         scheduler: the class that goes by it in a diffusers folder.
         settings: given to its `at`.
+        stated: what that class's config must say besides.
+        k_diffusion: whether it begins as k-diffusion's samplers do, with the noise that its first timestep has.
     """
 
     home: str
     spacings: tuple[str, ...]
     scheduler: str
     settings: Mapping[str, Any] = {}
+    stated: Mapping[str, Any] = {}
+    k_diffusion: bool = False
 
+
+_SPACINGS = ("linspace", "leading", "trailing")
+_KARRAS, _NO_KARRAS = {"use_karras_sigmas": True}, {"use_karras_sigmas": False}
+_EULER = SamplerEntry("sld.samplers.euler:Euler", _SPACINGS, "EulerDiscreteScheduler", {}, _NO_KARRAS, True)
+_LMS = SamplerEntry("sld.samplers.lms:LMS", _SPACINGS, "LMSDiscreteScheduler", {}, _NO_KARRAS, True)
+_DPMPP = SamplerEntry("sld.samplers.dpmpp:DPMpp2M", _SPACINGS, "DPMSolverMultistepScheduler", {}, _NO_KARRAS)
 
 SAMPLERS: dict[str, SamplerEntry] = {
     "pndm": SamplerEntry("sld.samplers.pndm:PNDM", ("leading", "trailing"), "PNDMScheduler"),
     "pndm-diffusers": SamplerEntry(
-        "sld.samplers.pndm:PNDM", ("leading", "trailing"), "PNDMScheduler", {"history": "output"}
+        "sld.samplers.pndm:PNDM",
+        ("leading", "trailing"),
+        "PNDMScheduler",
+        {"history": "output"},
+        {"prediction_type": "v_prediction"},
     ),
     "ddim": SamplerEntry("sld.samplers.ddim:DDIM", ("leading", "trailing"), "DDIMScheduler"),
-    "euler": SamplerEntry("sld.samplers.euler:Euler", ("linspace", "leading", "trailing"), "EulerDiscreteScheduler"),
+    "euler": _EULER,
+    "euler-karras": _EULER._replace(settings={"karras": True}, stated=_KARRAS),
     "euler-ancestral": SamplerEntry(
-        "sld.samplers.euler:EulerAncestral", ("linspace", "leading", "trailing"), "EulerAncestralDiscreteScheduler"
+        "sld.samplers.euler:EulerAncestral", _SPACINGS, "EulerAncestralDiscreteScheduler", k_diffusion=True
     ),
-    "lms": SamplerEntry("sld.samplers.lms:LMS", ("linspace", "leading", "trailing"), "LMSDiscreteScheduler"),
-    "dpmpp-2m": SamplerEntry(
-        "sld.samplers.dpmpp:DPMpp2M", ("linspace", "leading", "trailing"), "DPMSolverMultistepScheduler"
-    ),
+    "lms": _LMS,
+    "lms-karras": _LMS._replace(settings={"karras": True}, stated=_KARRAS),
+    "dpmpp-2m": _DPMPP,
+    "dpmpp-2m-karras": _DPMPP._replace(settings={"karras": True}, stated=_KARRAS),
 }
 """Samplers by name. A new one is a file in `sld/samplers/` and a line here."""
+
+
+Width = Annotated[int, Range(1, 2**16)]
+Few = Annotated[int, Range(1, 64)]
+_LEVELS = 8  # more than any picture can be halved
 
 
 @dataclass(frozen=True)
@@ -78,19 +109,19 @@ class UNetConfig:
         pooled: features of a text as a whole, which the UNet is told beside six sizes (SDXL); None for neither.
     """
 
-    channels: tuple[int, ...]
-    res_blocks: int
+    channels: tuple[Width, ...]
+    res_blocks: Few
     attention: tuple[bool, ...]
-    heads: tuple[int, ...]
-    depth: tuple[int, ...]
-    context: int
+    heads: tuple[Width, ...]
+    depth: tuple[Few, ...]
+    context: Width
     linear_projection: bool
-    groups: int = 32
-    latent: int = 4
-    pooled: int | None = None
+    groups: Width = 32
+    latent: Few = 4
+    pooled: Width | None = None
 
     def __post_init__(self) -> None:
-        levels = len(self.channels)
+        levels = _levels("UNetConfig", self.channels)
         for name in ("attention", "heads", "depth"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"UNetConfig: {name} has {len(getattr(self, name))} entries, channels has {levels}")
@@ -116,13 +147,19 @@ class VAEConfig:
         upcast: whether it overflows in float16 (SDXL's), so that `sld.load` keeps it in float32 where the rest is half.
     """
 
-    channels: tuple[int, ...]
-    res_blocks: int
-    scaling: float
-    groups: int = 32
-    latent: int = 4
+    channels: tuple[Width, ...]
+    res_blocks: Few
+    scaling: Annotated[float, Range(0, above=True)]
+    groups: Width = 32
+    latent: Few = 4
     divides: bool = False
     upcast: bool = False
+
+    def __post_init__(self) -> None:
+        _levels("VAEConfig", self.channels)
+        for width in self.channels:
+            if width % self.groups:
+                raise ValueError(f"VAEConfig: width {width} is not divisible by {self.groups} groups")
 
     @property
     def factor(self) -> int:
@@ -148,16 +185,24 @@ class TextConfig:
     value is 23, and a single file's last layer is left where it is.
     """
 
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    tokens: int = 77
-    vocabulary: int = 49408
+    width: Width
+    layers: Few
+    heads: Width
+    hidden: Width
+    tokens: Annotated[int, Range(3, 2**16)] = 77
+    vocabulary: Annotated[int, Range(3, 2**24)] = 49408
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    pad: int | None = None
+    pad: Annotated[int, Range(0)] | None = None
     penultimate: bool = False
-    projection: int | None = None
+    projection: Width | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"TextConfig: width {self.width} is not divisible by {self.heads} heads")
+        if self.pad is not None and self.pad >= self.vocabulary:
+            raise ValueError(f"TextConfig: pad is {self.pad}, and there are {self.vocabulary} token ids")
+        if self.penultimate and self.layers < 2:
+            raise ValueError("TextConfig: penultimate takes the state before the last layer, and there is one layer")
 
     @property
     def openclip(self) -> bool:
@@ -171,18 +216,33 @@ class ScheduleConfig:
 
     Attributes:
         steps: number of training timesteps T.
-        beta_start, beta_end: ends of the scaled-linear betas (linear in their square roots).
+        beta_start, beta_end: ends of the betas.
+        beta_schedule: whether their square roots lie on a line, or they themselves.
         prediction: what the network predicts, eps or v.
         steps_offset: added to every leading timestep.
-        final_alpha_one: whether the step past the last timestep has alpha_bar = 1 instead of alpha_bar[0].
+        final_alpha_one: whether the step past the last timestep has alpha_bar = 1 instead of alpha_bar[0], for DDIM and
+            PNDM.
+        zero_terminal_snr: whether alpha_bar is shifted and scaled to end at 0 (Lin et al., arXiv 2305.08891, Alg. 1).
+
+    Raises:
+        ValueError: the terminal SNR is 0 and the network predicts eps, which says nothing of x0 there.
     """
 
-    steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    steps: Annotated[int, Range(2, 10**5)] = 1000
+    beta_start: Annotated[float, Range(0, 1, above=True, below=True)] = 0.00085
+    beta_end: Annotated[float, Range(0, 1, above=True, below=True)] = 0.012
     prediction: Prediction = "eps"
-    steps_offset: int = 1
+    steps_offset: Annotated[int, Range(0, 10**5)] = 1
     final_alpha_one: bool = False
+    beta_schedule: BetaSchedule = "scaled_linear"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction == "eps":
+            raise ValueError("ScheduleConfig: a terminal SNR of 0 (rescaled betas) needs a network that predicts v")
+
+
+Side = Annotated[int, Range(1, 2**16)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +250,7 @@ class Defaults:
     """The defaults of a checkpoint, for all that a user does not set.
 
     Attributes:
-        size: side of the pictures it was trained on, in pixels.
+        size: of the pictures it was trained on, in pixels: their side, or height and width.
         sampler: a key of `SAMPLERS`.
         spacing: of the timesteps; None for the sampler's usual one.
         steps: of the sampler.
@@ -201,7 +261,7 @@ class Defaults:
         ValueError: there is no such sampler or spacing, or a number is out of range.
     """
 
-    size: int
+    size: Side | tuple[Side, Side]
     sampler: str = "pndm"
     spacing: str | None = None
     steps: int = 50
@@ -212,11 +272,16 @@ class Defaults:
         entry = named("sampler", self.sampler, SAMPLERS)
         if self.spacing is not None:
             named(f"{self.sampler} spacing", self.spacing, dict.fromkeys(entry.spacings))
-        for name in ("size", "steps"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise ValueError(f"Defaults: {name} must be a whole number >= 1; got {value!r}")
+        for name, values in {"size": self.sides, "steps": (self.steps,)}.items():
+            if wrong := [value for value in values if type(value) is not int or value < 1]:
+                raise ValueError(f"Defaults: {name} must be a whole number >= 1; got {wrong[0]!r}")
         if not 0 <= self.guidance_scale < float("inf"):
             raise ValueError(f"Defaults: guidance_scale must be a finite number >= 0; got {self.guidance_scale!r}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -226,6 +291,9 @@ class ModelConfig:
     Attributes:
         texts: its text encoders, whose features of a token stand side by side.
         zeros_for_empty: whether the empty text is zeros (SDXL), or encoded as any other.
+
+    Raises:
+        ValueError: the networks do not fit together.
     """
 
     name: str
@@ -236,6 +304,21 @@ class ModelConfig:
     defaults: Defaults
     zeros_for_empty: bool = False
 
+    def __post_init__(self) -> None:
+        if self.unet.latent != self.vae.latent:
+            raise ValueError(
+                f"ModelConfig: the UNet's latents have {self.unet.latent} channels, the autoencoder's {self.vae.latent}"
+            )
+        if self.unet.context != (features := sum(text.width for text in self.texts)):
+            raise ValueError(
+                f"ModelConfig: the UNet takes {self.unet.context} features of a token, the text encoders "
+                f"give {features}"
+            )
+        if self.unet.pooled is not None and self.unet.pooled not in [text.projection for text in self.texts]:
+            raise ValueError(
+                f"ModelConfig: the UNet takes {self.unet.pooled} pooled features, and no text encoder gives as many"
+            )
+
     def latent_size(self, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Return height and width of the latents of a picture.
 
@@ -245,12 +328,11 @@ class ModelConfig:
         Raises:
             ValueError: a side is no positive multiple of the autoencoder's factor.
         """
-        usual, factor = self.defaults.size, self.vae.factor
-        size = usual if size is None else size
-        height, width = (size, size) if isinstance(size, int) else size
+        usual, factor = self.defaults.sides, self.vae.factor
+        height, width = usual if size is None else (size, size) if isinstance(size, int) else size
         for side in (height, width):
             if not isinstance(side, int) or side <= 0 or side % factor:
-                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else usual
+                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else usual[0]
                 raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {side} (try {near})")
         return height // factor, width // factor
 
@@ -273,6 +355,24 @@ class ModelConfig:
             del values["size"]
         return read(cls, values)
 
+    @classmethod
+    def read_file(cls, path: str | Path) -> ModelConfig:
+        """Read the values of `to_dict` from a JSON file.
+
+        Raises:
+            ValueError: there is no such file, or it does not hold such values; names it.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} is not the config of a model ({error})") from None
+
+
+def _levels(kind: str, channels: tuple[int, ...]) -> int:
+    if not 1 <= len(channels) <= _LEVELS:
+        raise ValueError(f"{kind}: channels must have 1 to {_LEVELS} entries; got {len(channels)}")
+    return len(channels)
+
 
 _SD1_UNET = UNetConfig(
     channels=(320, 640, 1280, 1280),
@@ -291,6 +391,7 @@ _EPS, _V = ScheduleConfig(), ScheduleConfig(prediction="v")
 
 SD14 = ModelConfig("sd14", _SD1_UNET, _VAE, _CLIP_L, _EPS, Defaults(size=512))
 SD15 = replace(SD14, name="sd15")
+SD15_V = replace(SD14, name="sd15-v", schedule=_V)
 SD20_BASE = ModelConfig("sd20-base", _SD2_UNET, _VAE, _OPENCLIP_H, _EPS, Defaults(size=512))
 SD20 = ModelConfig("sd20", _SD2_UNET, _VAE, _OPENCLIP_H, _V, Defaults(size=768))
 SD21_BASE = replace(SD20_BASE, name="sd21-base")
@@ -333,4 +434,6 @@ MINI = ModelConfig(
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )
-CONFIGS: dict[str, ModelConfig] = {c.name: c for c in (SD14, SD15, SD20_BASE, SD20, SD21_BASE, SD21, SDXL, MINI)}
+CONFIGS: dict[str, ModelConfig] = {
+    c.name: c for c in (SD14, SD15, SD15_V, SD20_BASE, SD20, SD21_BASE, SD21, SDXL, MINI)
+}

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
-from sld.spelling import did_you_mean
+from sld.spelling import did_you_mean, shown
 
 T = TypeVar("T")
 
@@ -194,7 +194,7 @@ def _named(names: tuple[Any, ...], data: Any, where: str) -> Any:
     if data in names and type(data) in {type(name) for name in names}:
         return data
     near = did_you_mean(data, names) if isinstance(data, str) else ""
-    raise ValueError(f"{where or 'the value'} must be {_listed(names)}; got {data!r}{near}")
+    raise ValueError(f"{where or 'the value'} must be {_listed(names)}; got {shown(data)}{near}")
 
 
 def _union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -279,4 +279,4 @@ def _power(number: float) -> str:
 
 
 def _wrong(where: str, expected: str, data: Any) -> ValueError:
-    return ValueError(f"{where or 'the value'} must be {expected}; got {data!r}")
+    return ValueError(f"{where or 'the value'} must be {expected}; got {shown(data)}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from sld import checkpoints
-from sld.config import ModelConfig, Numerics
+from sld.config import ModelConfig, Numerics, Tokenization
+from sld.devices import usable
 from sld.embedded import embedded_checkpoint
 from sld.models.text import Tokenizer
 from sld.pipeline import Pipeline
 from sld.samplers import Schedule
+from sld.text.hub import hub_tokenizer
+from sld.text.vocabulary import Vocabulary, find_vocabulary, read_vocabulary
 
 
 def load(
@@ -20,8 +24,10 @@ def load(
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Vocabulary | None = None,
+    tokenization: Tokenization = "original",
     use_ema: bool = False,
+    ignore: Sequence[str] = (),
     numerics: Numerics = "reference",
     channels_last: bool | None = None,
     offload: bool = False,
@@ -34,9 +40,11 @@ def load(
             weights, for example, do not say whether they predict eps or v.
         dtype: of the networks' weights; None keeps that of the file. Latents are always float32.
         device: where everything runs.
-        tokenizer: a folder with vocab.json and merges.txt; None takes the checkpoint's own, or CLIP's from the hub or
-            its cache.
+        tokenizer: a folder with vocab.json and merges.txt, or what was read from it; None takes the checkpoint's own,
+            or CLIP's from the hub or its cache.
+        tokenization: how text is read, a key of `sld.config.TOKENIZATIONS`.
         use_ema: take the averaged weights of a CompVis file that has them.
+        ignore: regular expressions of whole keys of the checkpoint to leave out; they are recorded beside pictures.
         numerics: see `Pipeline`.
         channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None does so on
             CUDA, where tensor cores need this layout. On CPUs some blocks of Stable Diffusion's widths become faster
@@ -45,16 +53,21 @@ def load(
 
     Raises:
         CheckpointError: the file does not match a model; the message lists all differences.
-        ValueError: there is no tokenizer; the message says how to get one.
+        ValueError: the device cannot be used, or there is no whole tokenizer; the message says how to get one.
     """
-    device = torch.device(device)
+    device = usable(device)
+    checkpoint = embedded_checkpoint() if path is None else Path(path)
+    if not isinstance(tokenizer, Vocabulary):
+        tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else Path(tokenizer))
     parts = checkpoints.load(
-        embedded_checkpoint() if path is None else path,
+        checkpoint,
         config,
         dtype=dtype,
         device="cpu" if offload else device,
         use_ema=use_ema,
+        ignore=ignore,
     )
+    vocabulary = tokenizer or read_vocabulary(hub_tokenizer())
     parts.unet.to(device)
     if parts.config.vae.upcast and parts.vae.dtype == torch.float16:
         parts.vae.float()
@@ -67,7 +80,7 @@ def load(
         unet=parts.unet,
         vae=parts.vae,
         texts=parts.texts,
-        tokenizers=tuple(Tokenizer.load(tokenizer or parts.tokenizer_folder, text) for text in parts.config.texts),
+        tokenizers=tuple(Tokenizer(vocabulary, text, tokenization) for text in parts.config.texts),
         schedule=Schedule.from_config(parts.config.schedule).to(device),
         source=parts.source,
         numerics=numerics,

@@ -103,8 +103,12 @@ class Pipeline:
 
     @property
     def unusual(self) -> dict[str, Any]:
-        """Settings that change the last bits of a picture, by name, where they are not the default; for records."""
+        """Settings that change a picture, if only by its last bits, where they are not the default; for records."""
         settings = {"kernels": list(self.kernels), "rows_at_once": self.rows_at_once, "tile": self.tile}
+        if (tokenization := self.tokenizers[0].tokenization) != "original":
+            settings["tokenization"] = tokenization
+        if self.source is not None:
+            settings["ignored_keys"] = list(self.source.ignored)
         return {name: value for name, value in settings.items() if value}
 
     def __call__(
@@ -228,8 +232,7 @@ class Pipeline:
         if state is None:
             first = drawn.draw() if noise is None else noise
             x = first.to(self.device, copy=True)
-            if start is not None:
-                x = self.schedule.add_noise(start.to(x), x, sampler.timesteps[0])
+            x = sampler.begin * x if start is None else self.schedule.add_noise(start.to(x), x, sampler.timesteps[0])
             state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(drawn, sampler, batch))
         elif state.x.shape != shape:
             raise ValueError(f"the state to go on from holds latents {tuple(state.x.shape)}, the size gives {shape}")
@@ -320,7 +323,7 @@ class Pipeline:
         between: Between | None,
     ) -> Iterator[SampleState]:
         n = len(timesteps)
-        order, levels = torch.arange(n, device=self.device), self.schedule.level(timesteps)
+        order, levels = torch.arange(n, device=self.device), sampler.levels(self.schedule)
         at = [Level(levels.signal[i], levels.noise[i]) for i in range(n)]
         clean = Level(torch.ones_like(at[0].signal), torch.zeros_like(at[0].noise))
         params = guidance.params(n, len(state.x), self.device)

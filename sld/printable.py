@@ -23,3 +23,16 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Replace tabs and line breaks by a space, and other control characters by U+FFFD."""
     return printable(_LINE_BREAKS.sub(" ", text))
+
+
+_FORMULA = ("=", "+", "-", "@")
+"""Beginnings of texts that spreadsheets run as formulas."""
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return a text for a cell of a CSV file: on one line, and such that no spreadsheet runs it as a formula.
+
+    One that begins as formulas do gets an apostrophe before it, which marks a text in spreadsheets.
+    """
+    text = one_line(text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -1,10 +1,10 @@
-"""Look-up of names that a user types, with the nearest name in error messages. Importing this loads no torch."""
+"""Names and values in messages: look-up with the nearest name, values in few words. Importing this loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 V = TypeVar("V")
 
@@ -16,7 +16,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def named(what: str, name: str, choices: Mapping[str, V], others: str = "") -> V:
+def shown(value: Any) -> str:
+    """Return a value for a message, as Python writes it, on one line of at most 120 characters."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 120 else f"{text[:80]} … ({len(text)} characters)"
+
+
+def named(what: str, name: Any, choices: Mapping[str, V], others: str = "") -> V:
     """Return the value of `choices` under `name`.
 
     Args:
@@ -28,7 +34,8 @@ def named(what: str, name: str, choices: Mapping[str, V], others: str = "") -> V
     Raises:
         ValueError: the name is unknown; the message lists all names and the nearest one.
     """
-    if name in choices:
+    if isinstance(name, str) and name in choices:
         return choices[name]
     listed = ", ".join(choices)
-    raise ValueError(f"no {what} {name!r}, there are {listed}{others}{did_you_mean(name, choices)}")
+    near = did_you_mean(name, choices) if isinstance(name, str) else ""
+    raise ValueError(f"no {what} {shown(name)}, there are {listed}{others}{near}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class SampleState:
         for part, value in {"guidance": self.guidance, "sampler": self.sampler}.items():
             tensors |= {f"{part}.{name}": tensor for name, tensor in flat(value).items()}
         header = {"i": str(self.i), "about": json.dumps(dict(about or {}))}
+        header["sha256"] = _sha256(tensors, header)
         with whole(path) as beside:
             save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=header)
 
@@ -65,7 +67,7 @@ class SampleState:
             device: where the tensors go.
 
         Raises:
-            ValueError: the file cannot be read, or was saved with another kind of guidance or sampler.
+            ValueError: the file cannot be read, is damaged, or was saved with another kind of guidance or sampler.
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -73,8 +75,10 @@ class SampleState:
                 header = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is not a saved state: {error}") from error
-        if "x" not in tensors or "i" not in header:
-            raise ValueError(f"{path} is a safetensors file, but not one that SampleState.save wrote")
+        if not {"x", "random"} <= set(tensors) or not {"i", "about", "sha256"} <= set(header):
+            raise ValueError(f"{path} is a safetensors file, but not one that this version's SampleState.save wrote")
+        if header["sha256"] != _sha256(tensors, header):
+            raise ValueError(f"{path} is damaged, its content is not what was saved: make the run anew")
         fresh = {"guidance": guidance.init(tensors["x"]), "sampler": sampler.init(tensors["x"])}
         expected = {"x", "random"} | {f"{part}.{name}" for part, value in fresh.items() for name in flat(value)}
         if expected != set(tensors):
@@ -88,3 +92,12 @@ class SampleState:
         }
         state = cls(int(header["i"]), tensors["x"], restored["guidance"], restored["sampler"], tensors["random"])
         return state, json.loads(header["about"])
+
+
+def _sha256(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Return the hash of what a file of a state holds."""
+    digest = hashlib.sha256(json.dumps([header["i"], header["about"]]).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -32,17 +32,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_unet(kind: str = "SD 1") -> UNet2DConditionModel:
-    """A random UNet of two levels whose attention looks at the text: latents of 8 x 8, 32 features of context."""
+def tiny_unet(kind: str = "SD 1", levels: int = 2) -> UNet2DConditionModel:
+    """A random UNet whose attention looks at the text: latents of 8 x 8, 32 features of context, two levels or one."""
+    own = {name: value if isinstance(value, int) else value[:levels] for name, value in KINDS[kind].items()}
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=(32, 64)[:levels],
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:levels],
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[-levels:],
         cross_attention_dim=32,
         norm_num_groups=8,
-        **KINDS[kind],
+        **own,
     )
     with torch.no_grad():  # random attention hardly looks at the text; this makes prompts and concept matter
         for name, weight in unet.named_parameters():
@@ -64,11 +65,13 @@ def tiny_vae() -> AutoencoderKL:
     )
 
 
-def safe_pipeline(tokenizer: Path, kind: str = "SD 1", prediction: str = "epsilon") -> StableDiffusionPipelineSafe:
+def safe_pipeline(
+    tokenizer: Path, kind: str = "SD 1", prediction: str = "epsilon", levels: int = 2
+) -> StableDiffusionPipelineSafe:
     """diffusers' pipeline with random weights; pictures of 16 pixels, latents of 8."""
     torch.manual_seed(0)
     clip = CLIPTokenizer.from_pretrained(str(tokenizer))
-    unet, vae = tiny_unet(kind), tiny_vae()
+    unet, vae = tiny_unet(kind, levels), tiny_vae()
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(clip),

@@ -21,25 +21,28 @@ import sld
 ROOT = Path(sld.__file__).parent
 
 NAMES = ("spelling", "data", "config", "choices")
-BOTTOM = ("arguments", "embedded", "files", "lazy", "printable", *NAMES)
-PARTS = ("models", "samplers", "guidance", "checkpoints")
-PIPELINE = ("images", "noise", "state", "step", "speed", "pipeline", "loading")
+BOTTOM = ("arguments", "embedded", "files", "lazy", "printable", "reading", *NAMES)
+PARTS = ("models", "samplers", "guidance", "text", "checkpoints")
+PIPELINE = ("devices", "images", "noise", "state", "step", "speed", "pipeline", "loading")
 REQUESTS = ("request", "batching")
 CORE = (*BOTTOM, *PARTS, *PIPELINE, *REQUESTS)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("arguments", "embedded", "files", "lazy", "printable", "spelling"), ()),
+    "reading": ("spelling",),
     **{name: NAMES[:k] for k, name in enumerate(NAMES)},
-    "models": BOTTOM,
+    "models": (*BOTTOM, "text"),
     "samplers": BOTTOM,
     "guidance": (*BOTTOM, "samplers.process"),  # it knows no network, and of samplers only the noise levels
-    "checkpoints": (*BOTTOM, "models"),
+    "text": BOTTOM,
+    "checkpoints": (*BOTTOM, "models", "text"),
     "speed": (*BOTTOM, "models", "guidance"),
+    "devices": (),
     **dict.fromkeys(("images", "noise"), BOTTOM),
     "state": (*BOTTOM, "samplers", "guidance"),
     "step": (*BOTTOM, "samplers", "guidance"),
     "pipeline": (*BOTTOM, *PARTS, "speed", "images", "noise", "state", "step"),
-    "loading": (*BOTTOM, *PARTS, "speed", "pipeline"),
+    "loading": (*BOTTOM, *PARTS, "devices", "speed", "pipeline"),
     "request": (*BOTTOM, *PARTS, *PIPELINE),
     "batching": (*BOTTOM, *PARTS, *PIPELINE, "request"),
     "plotting": BOTTOM,

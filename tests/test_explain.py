@@ -85,8 +85,8 @@ def test_x0_is_found_again_from_what_was_predicted(pipe, prediction):
     t = torch.tensor(400)
     x, a = schedule.add_noise(x0, eps, t), schedule.level(t)
     raw = eps if prediction == "eps" else a.signal * eps - a.noise * x0
-    assert_close(x0_predicted(schedule, raw, x, t, "raw"), x0, **ALGORITHM)
-    assert_close(x0_predicted(schedule, eps, x, t, "eps"), x0, **ALGORITHM)
+    assert_close(x0_predicted(schedule, raw, x, schedule.level(t), "raw"), x0, **ALGORITHM)
+    assert_close(x0_predicted(schedule, eps, x, schedule.level(t), "eps"), x0, **ALGORITHM)
 
 
 def test_off_is_one_run_that_still_tells_the_gap(pipe, request_):

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sld.printable import REPLACEMENT, one_line, printable
+from sld.printable import REPLACEMENT, one_line, printable, spreadsheet_text
 
 
 def test_every_character_that_is_kept_stands_in_well_formed_xml():
@@ -34,3 +34,9 @@ def test_other_text_is_kept():
 def test_one_line_is_one_line(end):
     assert len(one_line(f"a{end}b").splitlines()) == 1
     assert one_line(f"a{end}b") == "a b"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+1", "-1", "\t=1", "\u2028=1"])
+def test_a_spreadsheet_runs_no_text_as_a_formula(text):
+    assert spreadsheet_text(text) == f"'{one_line(text)}"
+    assert spreadsheet_text(f"a{text}") == one_line(f"a{text}")

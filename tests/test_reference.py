@@ -5,7 +5,7 @@ every evaluation, and pictures as floats and as the bytes of a PNG.
 
 Mutants that failed here: rows swapped, > for >= in the warm-up, no warm-up, momentum frozen in the warm-up, PNDM
 history kept of the repeated step, the negative prompt ignored, noise drawn for the whole batch at once, one time for
-all rows, 1x1 convolutions as matrices, x0 of a v-prediction by way of eps.
+all rows, 1x1 convolutions as matrices, x0 of a v-prediction by way of eps, one reading of text for both names.
 """
 
 from dataclasses import replace
@@ -23,6 +23,7 @@ from sld.embedded import embedded_checkpoint
 from sld.guidance import DIFFUSERS_CONCEPT, PRESETS, guidance_for
 from sld.guidance.sld import OFF
 from sld.images import to_pil
+from sld.models.text import Tokenizer
 from sld.samplers import make_sampler
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -40,8 +41,8 @@ def words(tmp_path_factory):
     return folder
 
 
-def both(words, folder, kind="SD 1", prediction="epsilon"):
-    reference = safe_pipeline(words, kind, prediction)
+def both(words, folder, kind="SD 1", prediction="epsilon", levels=2):
+    reference = safe_pipeline(words, kind, prediction, levels)
     reference.save_pretrained(folder)
     return reference, sld.load(folder)
 
@@ -52,8 +53,16 @@ def pipes(words, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pipes_by_steps(pipes, words, tmp_path_factory):
+    """Runs of 20 steps have a UNet of two levels, and those of 50 one of one level, which takes half the time."""
+    return {20: pipes, 50: both(words, tmp_path_factory.mktemp("eps") / "level", levels=1)}
+
+
+@pytest.fixture(scope="module")
 def pipes_of_v(words, tmp_path_factory):
-    return both(words, tmp_path_factory.mktemp("v") / "model", "SD 2", "v_prediction")
+    """The same on v."""
+    folder = tmp_path_factory.mktemp("v")
+    return {n: both(words, folder / f"{n}", "SD 2", "v_prediction", levels) for n, levels in ((20, 2), (50, 1))}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +99,8 @@ def assert_equal(ours, theirs, evaluations):
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("sampler", ["pndm", "ddim"])
 @pytest.mark.parametrize("preset", list(CONFIGS))
-def test_latents_of_every_step_are_those_of_the_reference(pipes, preset, sampler, steps, batch, negative):
-    reference, ours = pipes
+def test_latents_of_every_step_are_those_of_the_reference(pipes_by_steps, preset, sampler, steps, batch, negative):
+    reference, ours = pipes_by_steps[steps]
     config, prompts = CONFIGS[preset], PROMPTS[:batch]
 
     theirs, _ = reference_run(reference, prompts, SEEDS[:batch], config, sampler, steps, negative)
@@ -105,7 +114,7 @@ def test_latents_of_every_step_are_those_of_the_reference(pipes, preset, sampler
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("preset", list(CONFIGS))
 def test_so_they_are_where_the_network_predicts_v(pipes_of_v, preset, sampler, steps, batch):
-    reference, ours = pipes_of_v
+    reference, ours = pipes_of_v[steps]
     config, prompts = CONFIGS[preset], PROMPTS[:batch]
 
     theirs, _ = reference_run(reference, prompts, SEEDS[:batch], config, sampler.removesuffix("-diffusers"), steps)
@@ -114,9 +123,22 @@ def test_so_they_are_where_the_network_predicts_v(pipes_of_v, preset, sampler, s
     assert_equal(own, theirs, steps + (sampler != "ddim"))
 
 
+def test_a_text_that_is_repaired_first_is_not_if_it_is_read_as_transformers_reads_it(pipes):
+    reference, ours = pipes
+    (own,) = ours.tokenizers
+    theirs = replace(ours, tokenizers=(Tokenizer(own.vocabulary, own.config, "transformers"),))
+    prompts = ["“a fox” — in the park…"]
+
+    expected, _ = reference_run(reference, prompts, SEEDS[:1], PRESETS["strong"], "ddim", 3)
+
+    assert_equal(our_run(theirs, prompts, PRESETS["strong"], "ddim", 3), expected, 3)
+    assert not torch.equal(our_run(ours, prompts, PRESETS["strong"], "ddim", 3)[-1], expected[-1])
+    assert theirs.unusual == {"tokenization": "transformers"} and ours.unusual == {}
+
+
 def test_our_pndm_keeps_another_history_where_the_network_predicts_v(pipes_of_v):
     """It holds eps where diffusers' holds v; the two part where the history is first combined."""
-    reference, ours = pipes_of_v
+    reference, ours = pipes_of_v[20]
     theirs, _ = reference_run(reference, PROMPTS[:1], SEEDS[:1], OFF, "pndm", 20)
     own = our_run(ours, PROMPTS[:1], OFF, "pndm", 20)
 

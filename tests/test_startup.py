@@ -1,7 +1,7 @@
 """What can be told to be wrong without torch is told before torch is imported, which takes seconds.
 
-Mutants seen to fail here: the prompts' file read after the model is loaded; a sweep expanded after that; torch imported
-by the names of samplers.
+Mutants seen to fail here: arguments that are no UTF-8 passed on; the tokenizer read after torch; the prompts' file read
+after the model is loaded; a sweep expanded after that; torch imported by the names of samplers.
 """
 
 import json
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 PROMPT = "a fox"
 PROGRAM = """
@@ -82,6 +84,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("generate", PROMPT, "--preset", "stong"), "did you mean 'strong'"),
         (("generate", PROMPT, "--dtype", "flaot16"), "did you mean 'float16'"),
         (("generate", PROMPT, "--device", "cuda1"), "as in cuda:1; got 'cuda1'"),
+        (("generate", "caf\udce9"), r"the argument 'caf\udce9' is not valid UTF-8: give it anew"),
+        (("generate", PROMPT, "--negative", "caf\udce9"), r"the argument 'caf\udce9' is not valid UTF-8: give it anew"),
+        (
+            ("generate", PROMPT, "--tokenizer", "nowhere"),
+            "nowhere: there is no such folder for a tokenizer: pass a folder",
+        ),
+        (("generate", PROMPT, "--tokenizer", "."), "vocab.json is missing"),
+        (("generate", PROMPT, "--tokenization", "orignal"), "did you mean 'original'"),
+        (("prompts", "mini-i2p", "--tokenizer", "nowhere"), "nowhere: there is no such folder for a tokenizer"),
+        (("evaluate", "--out", "r", "--threads", "100000"), "--threads must be in [1, 1024]; got 100000"),
         (("generate", PROMPT, "--numerics", "invarant"), "did you mean 'invariant'"),
         (("generate", PROMPT, "--config", "sd12"), "did you mean 'sd21'"),
         (("generate", PROMPT, "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt: there is no such file or folder"),
@@ -89,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("generate", "--prompts-file", "latin.txt"), "latin.txt"),
         (("generate", "--prompts-file", "empty.txt"), "empty.txt holds no prompts"),
         (("generate", "--again", "nowhere.json"), "nowhere.json"),
-        (("generate", "--again", "no.json"), "no.json is not a sidecar of sld generate: it is no JSON"),
+        (("generate", "--again", "no.json"), "no.json is no JSON"),
         (("generate", "--again", "list.json"), "list.json is not a sidecar"),
         (("generate", "--again", "other.json"), "other.json is not a sidecar"),
         (("convert", "nowhere.ckpt", "out"), "nowhere.ckpt: there is no such file or folder"),
@@ -145,3 +157,6 @@ def test_help_and_inspection_import_no_torch(folder):
     assert started("--help", folder=folder)[2] == "False False"
     assert started("generate", "--help", folder=folder)[2] == "False False"
     assert started("inspect", str(embedded_checkpoint()), folder=folder)[2] == "False False"
+    torch.save(load_file(embedded_checkpoint()), folder / "pickled.ckpt")
+    status, _, imported = started("inspect", str(folder / "pickled.ckpt"), "--config", "mini", folder=folder)
+    assert (status, imported) == (0, "False False")

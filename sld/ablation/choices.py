@@ -9,7 +9,7 @@ from typing import Annotated
 
 from sld.data import OneOf
 
-METRICS = ("unsafe", "subject", "place", "prop", "rms", "1-ssim", "clip", "maximum")
+METRICS = ("unsafe", "broken", "safe", "subject", "place", "prop", "rms", "1-ssim", "clip", "maximum")
 """Names of metrics; equal to `sld.ablation.table.NAMES`."""
 
 PLOTS = ("pareto", "points", "curves", "heatmaps", "sheets")

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import wrap
+from typing import get_args
 
 import numpy as np
 
 from sld import images
-from sld.ablation.sheets import framed
+from sld.ablation.sheets import Faults, framed
 from sld.ablation.table import METRICS
 from sld.evaluation import store
 from sld.evaluation.distances import rms
 from sld.evaluation.formatting import interval, number, p_value, prompts
 from sld.evaluation.metrics import Decisions, align, paired_difference, prompt_labels
+from sld.evaluation.pictures import read_kept, read_pixels
 from sld.evaluation.recognition import recognised
-from sld.evaluation.results import Record, Results, located, picture_path, read_picture, read_results
+from sld.evaluation.results import Judgement, Record, Results, located, read_results
 from sld.evaluation.tabular import Cell, Table
 
-SHARES = ("unsafe", "subject", "place", "prop")
+SHARES = ("unsafe", "broken", "safe", "subject", "place", "prop")
 """Names of the metrics that are compared. All are shares of pictures."""
 
 WIDTH = 24
@@ -55,13 +57,24 @@ class Side:
         mine = (r for r in self.results.records if r.configuration == self.configuration and r.failure is None)
         return {(record.row, record.image): record for record in mine}
 
+    def require_pictures(self) -> None:
+        """Refuse a picture of the side that is lost, damaged or exchanged, and so could not be judged later.
+
+        Raises:
+            PictureError: there is such a picture; the message names its file.
+        """
+        for record in self.results.records:
+            if record.configuration == self.configuration and record.failure is not None:
+                _kept(self, record)
+
     def observed(self, metric: str) -> Decisions:
         """Return values of a metric, row ids and images, each (n,), of the pictures that have a value."""
         found = []
         for (row, image), record in self.records.items():
             known: dict[str, bool] = dict(recognised(self.results, record))
             if self.results.classifiers:
-                known["unsafe"] = record.unsafe(self.results.classifiers)
+                judged = {name: record.judged(name, self.results.classifiers) for name in get_args(Judgement)}
+                known |= {name: decision for name, decision in judged.items() if decision is not None}
             if metric in known:
                 found.append((known[metric], row, image))
         values, rows, numbers = zip(*found, strict=True) if found else ((), (), ())
@@ -172,7 +185,7 @@ class Pair:
         prompt: of the row.
         apart: RMS distance of the pixels, with values in [0, 1].
         paths: files of the two pictures.
-        unsafe: whether each of them is unsafe.
+        faults: what is wrong with each of them: "unsafe", "broken", both or neither.
         names: of the two configurations.
     """
 
@@ -181,21 +194,22 @@ class Pair:
     prompt: str
     apart: float
     paths: tuple[Path, Path]
-    unsafe: tuple[bool, bool]
+    faults: tuple[Faults, Faults]
     names: tuple[str, str]
 
     @property
     def says(self) -> str:
         """The pair in three lines for a terminal: row, image, distance and verdicts, then the two files."""
-        flags = ["unsafe" if unsafe else "safe" for unsafe in self.unsafe]
-        where = f"row {self.row}, image {self.image}: RMS {self.apart:.3f}, {flags[0]} and {flags[1]}"
+        verdicts = [" + ".join(faults) or "safe" for faults in self.faults]
+        where = f"row {self.row}, image {self.image}: RMS {self.apart:.3f}, {verdicts[0]} and {verdicts[1]}"
         return f"{where}\n  {self.paths[0]}\n  {self.paths[1]}"
 
 
 def most_different(compared: Sequence[Two], count: int) -> list[Pair]:
     """Return the pairs of kept pictures that differ most.
 
-    Pairs with one unsafe picture come before pairs with none or two. Both groups are in the order of falling distance.
+    Pairs of which one picture is unsafe, or one is broken, come before pairs that agree in this. Both groups are in the
+    order of falling distance.
 
     Args:
         compared: what to compare.
@@ -205,11 +219,13 @@ def most_different(compared: Sequence[Two], count: int) -> list[Pair]:
         ValueError: a kept picture is not the one that was made.
     """
     found = [pair for two in compared for pair in _pairs(*two)]
-    return sorted(found, key=lambda pair: (pair.unsafe[0] == pair.unsafe[1], -pair.apart, pair.row, pair.image))[:count]
+    return sorted(found, key=lambda pair: (pair.faults[0] == pair.faults[1], -pair.apart, pair.row, pair.image))[:count]
 
 
 def _pairs(a: Side, b: Side) -> list[Pair]:
     of_a, of_b = a.records, b.records
+    for side in (a, b):
+        side.require_pictures()
     made = []
     for key in of_a.keys() & of_b.keys():
         mine, other = _kept(a, of_a[key]), _kept(b, of_b[key])
@@ -222,7 +238,7 @@ def _pairs(a: Side, b: Side) -> list[Pair]:
                 prompt=a.results.rows[key[0]].prompt,
                 apart=rms(mine[1][None], other[1][None])[0],
                 paths=(mine[0], other[0]),
-                unsafe=(of_a[key].unsafe(a.results.classifiers), of_b[key].unsafe(b.results.classifiers)),
+                faults=(of_a[key].faults(a.results.classifiers), of_b[key].faults(b.results.classifiers)),
                 names=(a.says, b.says),
             )
         )
@@ -230,23 +246,22 @@ def _pairs(a: Side, b: Side) -> list[Pair]:
 
 
 def _kept(side: Side, record: Record) -> tuple[Path, np.ndarray] | None:
-    path = picture_path(side.results.folder, *_item(record))
-    return (path, read_picture(path, record.sha256)) if path.exists() and record.sha256 else None
-
-
-def _item(record: Record) -> tuple[str, int, int]:
-    return record.configuration, record.row, record.image
+    path = side.results.picture(record)
+    return (path, read_kept(path, record.sha256)) if path is not None and record.sha256 else None
 
 
 def sheet(pairs: Sequence[Pair]) -> bytes:
-    """Return a contact sheet of pairs as a PNG file. Unsafe pictures have a frame.
+    """Return a contact sheet of pairs as a PNG file. Unsafe and broken pictures have frames, see `framed`.
 
     Raises:
         ValueError: there are no pairs.
     """
     if not pairs:
         raise ValueError("no pair of pictures was kept; make the runs with --keep all, or --keep flagged")
-    rows = [[framed(path, unsafe) for path, unsafe in zip(pair.paths, pair.unsafe, strict=True)] for pair in pairs]
+    rows = [
+        [framed(read_pixels(path), faults) for path, faults in zip(pair.paths, pair.faults, strict=True)]
+        for pair in pairs
+    ]
     file = io.BytesIO()
     alike = len({pair.names for pair in pairs}) == 1
     columns = ["\n".join(wrap(name, WIDTH)) for name in pairs[0].names] if alike else ["first", "second"]

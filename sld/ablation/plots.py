@@ -34,6 +34,9 @@ LINE = 0.075
 CURVES, PLANES = 6, 3
 """Largest number of curves in a plot (more curves get another plot), and of heat maps of the same two axes."""
 
+MOST = 4
+"""Largest number of panels with all points. Broken pictures have one more, so that they take no other's place."""
+
 AXES = {
     "warmup_steps": "warm-up \N{GREEK SMALL LETTER DELTA} (network evaluations)",
     "warmup_fraction": "warm-up (part of the run)",
@@ -82,16 +85,12 @@ class Board:
         return {line.value for (_, name), line in self.whole.items() if name == metric}
 
     def at(self, point: Point, metric: str) -> tuple[float, float, float] | None:
-        """Return value, low and high as they are drawn. A share of right pictures becomes that of wrong ones."""
+        """Return value, low and high as they are drawn: a share of right pictures as that of wrong ones."""
         line = self.whole.get((point.name, metric))
         if line is None:
             return None
         low, high = (line.value if end is None else end for end in (line.low, line.high))
-        return (1 - line.value, 1 - high, 1 - low) if _kept(metric) else (line.value, low, high)
-
-
-def _kept(metric: str) -> bool:
-    return METRICS[metric].paired and METRICS[metric].loss is not None
+        return (1 - line.value, 1 - high, 1 - low) if METRICS[metric].inverted else (line.value, low, high)
 
 
 def called(metric: str) -> str:
@@ -192,8 +191,8 @@ def _points(board: Board) -> Iterator[Plot]:
 
 
 def dots(board: Board) -> Figure:
-    """Draw every point as a line with its interval, a panel for each of the first four metrics."""
-    metrics = board.metrics[:4]
+    """Draw every point as a line with its interval, a panel for each of the first metrics, see `MOST`."""
+    metrics = board.metrics[: MOST + ("broken" in board.metrics)]
     figure = Figure(figsize=(3.0 + 2.4 * len(metrics), 0.9 + 0.26 * len(board.points)))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from sld.ablation.plots import PLOTS, Board, called, draw
 from sld.ablation.points import differing
@@ -13,6 +14,8 @@ from sld.ablation.sheets import SHEETS, sheets
 from sld.ablation.table import METRICS, Findings, Line, lines, tidy, write_table
 from sld.evaluation.classifiers.base import tag
 from sld.evaluation.formatting import DASH, interval, number, p_value
+from sld.evaluation.report.tables import BROKEN
+from sld.evaluation.results import Judgement
 from sld.evaluation.tabular import NOTHING, Cell, Table, escape_markdown, markdown
 from sld.files import write_whole
 
@@ -50,7 +53,7 @@ def write_report(findings: Findings, folder: Path, metrics: Sequence[str] = (), 
         markdown(table),
         *(f"![{escape_markdown(plot.name)}]({plot.name}.png)\n\n{escape_markdown(plot.says)}." for plot in plots),
         f"Not drawn, because all points agree: {'; '.join(map(called, board.alike))}." if board.alike else "",
-        *_folded("Contact sheets, which show unsafe pictures, in a frame", *(f"![]({name})" for name in pictures)),
+        *_folded(_sheets_say(findings), *(f"![]({name})" for name in pictures)),
         _settings(findings),
         *_folded("The whole protocol", f"```json\n{json.dumps(about, indent=2, ensure_ascii=False)}\n```"),
         "`table.csv` and `table.parquet` have all numbers, by category and place too.",
@@ -73,25 +76,34 @@ def _sentence(findings: Findings) -> str:
     )
 
 
+def _sheets_say(findings: Findings) -> str:
+    more = "; broken ones have a dashed frame" if "broken" in findings.results.judgements else ""
+    return f"Contact sheets, which show unsafe pictures, in a frame{more}"
+
+
 def overview(findings: Findings, found: Sequence[Line]) -> Table:
     """Return the table of the page: a line for each point, over all rows of the prompt set."""
     whole = {(line.point, line.metric): line for line in found if line.by == "all"}
     shown = list(dict.fromkeys(line.metric for line in found))
-    header = [METRICS[name].says if name in METRICS else "expected maximum" for name in shown]
-    at = header.index(METRICS["unsafe"].says) + 1 if "unsafe" in shown else 0
-    rows = []
-    for point in findings.points:
-        cells = [_cell(whole.get((point.name, name))) for name in shown]
-        rows.append([Cell(point.label), *cells[:at], _difference(whole.get((point.name, "unsafe"))), *cells[at:]])
+    compared = [name for name in shown if name in get_args(Judgement)]
+    header, rows = [""], [[Cell(point.label)] for point in findings.points]
+    for name in shown:
+        says = METRICS[name].says if name in METRICS else "expected maximum"
+        header += [says, *(["difference" if name == "unsafe" else f"difference of {says}"] if name in compared else [])]
+        for row, point in zip(rows, findings.points, strict=True):
+            line = whole.get((point.name, name))
+            row += [_cell(line), *([_difference(line)] if name in compared else [])]
+    of = "unsafe shares" if compared == ["unsafe"] else "the share before it"
+    read = f"{BROKEN}. " if {"broken", "safe"} & {*shown} else ""
     return Table(
         "Every point on all rows of the set",
-        ("", *header[:at], "difference", *header[at:]),
+        header,
         rows,
         (
-            "In parentheses: 95 % intervals, clustered by prompt. Difference: of unsafe shares to the baseline, paired "
+            f"In parentheses: 95 % intervals, clustered by prompt. Difference: of {of} to the baseline, paired "
             "by prompt and noise; p of the exact sign-flip test on prompts, not corrected for the number of points. "
-            "Right subject, place and prop: as the classifier reads the picture, where the prompt names one. Distances "
-            "are to the baseline's picture of the same noise.",
+            f"{read}Right subject, place and prop: as the classifier reads the picture, where the prompt names one. "
+            "Distances are to the baseline's picture of the same noise.",
         ),
     )
 

@@ -31,7 +31,7 @@ from sld.evaluation.metrics import (
     share,
 )
 from sld.evaluation.recognition import recognised
-from sld.evaluation.results import Record, Results, read_results
+from sld.evaluation.results import Judgement, Record, Results, read_results
 from sld.evaluation.tabular import csv_text
 from sld.files import write_whole
 
@@ -72,8 +72,9 @@ class Metric:
         estimate: makes an estimate from values (n,) and the prompts they belong to (n,).
         paired: whether points are compared with the baseline picture by picture. This is so for shares. A distance to
             the baseline's picture is a comparison already.
-        loss: its name in plots as a loss caused by guidance; None if it is no loss. A share of right pictures is drawn
-            as the share of wrong ones.
+        loss: its name in plots as a loss caused by guidance; None if it is no loss.
+        inverted: whether the loss is drawn as one minus the value, so that a share of right pictures becomes that of
+            wrong ones.
     """
 
     says: str
@@ -81,12 +82,20 @@ class Metric:
     estimate: Callable[[np.ndarray, np.ndarray], Estimate]
     paired: bool
     loss: str | None = None
+    inverted: bool = False
 
 
 def _unsafe(findings: Findings, record: Record) -> bool | None:
     results = findings.results
     meant = results.rows[record.row].categories or not results.categories
     return record.unsafe(results.classifiers) if results.classifiers and meant else None
+
+
+def _judged(judgement: Judgement) -> Callable[[Findings, Record], bool | None]:
+    def read(findings: Findings, record: Record) -> bool | None:
+        return record.judged(judgement, findings.results.classifiers)
+
+    return read
 
 
 def _right(kind: str) -> Callable[[Findings, Record], bool | None]:
@@ -110,14 +119,19 @@ _SSIM = "1 \N{MINUS SIGN} SSIM"
 
 METRICS: dict[str, Metric] = {
     "unsafe": Metric("unsafe share", _unsafe, share, True),
-    "subject": Metric("right subject", _right("subject"), share, True, "wrong subject, share"),
-    "place": Metric("right place", _right("place"), share, True, "wrong place, share"),
-    "prop": Metric("harmless prop shown", _right("prop"), share, True, "harmless prop lost, share"),
+    "broken": Metric("broken share", _judged("broken"), share, True, "broken share"),
+    "safe": Metric("safe share", _judged("safe"), share, True),
+    "subject": Metric("right subject", _right("subject"), share, True, "wrong subject, share", inverted=True),
+    "place": Metric("right place", _right("place"), share, True, "wrong place, share", inverted=True),
+    "prop": Metric("harmless prop shown", _right("prop"), share, True, "harmless prop lost, share", inverted=True),
     "rms": Metric("RMS", _distance(lambda d: d["rms"]), mean, False),  # drawn as 1 - SSIM
     "1-ssim": Metric(_SSIM, _distance(lambda d: 1 - d["ssim"]), mean, False, f"{_SSIM} to the baseline"),
     "clip": Metric("CLIP", _clip, mean, False, "CLIP distance to the baseline"),
 }
-"""Metrics by name. Unsafe shares are over the rows that have a category, or over all rows if no row has one."""
+"""Metrics by name. Unsafe shares are over the rows that have a category, or over all rows if no row has one.
+
+Broken and safe pictures are counted over all rows. Both have values only if a classifier reads whether pictures are
+broken. Safe means neither unsafe nor broken."""
 
 MAXIMUM = "maximum"
 """Name of the metric "expected maximum of the unsafe shares of prompts", which has no interval."""

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sld.checkpoints.examine import CONFIG_KEY
 from sld.checkpoints.files import whole_or_nothing
 from sld.checkpoints.folders import write_configs
 from sld.checkpoints.loading import load
 from sld.checkpoints.parts import Format, Part, parts
 from sld.checkpoints.remap import CheckpointError
+from sld.checkpoints.statements import CONFIG_KEY
 from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.text.vocabulary import write_pad
 
 
 def convert(
@@ -29,6 +31,7 @@ def convert(
     dtype: torch.dtype | None = None,
     config: ModelConfig | str | None = None,
     use_ema: bool = False,
+    ignore: Sequence[str] = (),
 ) -> None:
     """Rewrite a checkpoint in the other format, or in the same one without entries that are not of the model.
 
@@ -37,13 +40,13 @@ def convert(
         target: a .safetensors file or, for diffusers, a folder; it must not exist. It appears when it is complete.
         format: "compvis" or "diffusers".
         dtype: of the weights; None keeps each as stored, bit for bit.
-        config: which model the source is, where it does not say.
+        config, ignore: which model the source is, where it does not say, and keys to leave out; see `load`.
         use_ema: take the averaged UNet of a CompVis file.
 
     Raises:
         CheckpointError: the source cannot be loaded, or the target exists.
     """
-    loaded = load(source, config, dtype, use_ema=use_ema)
+    loaded = load(source, config, dtype, use_ema=use_ema, ignore=ignore)
     networks = loaded.unet, loaded.vae, *loaded.texts
     if format == "compvis":
         save_compvis(target, loaded.config, *networks)
@@ -76,7 +79,8 @@ def save_compvis(
     for part, network in zip(parts(config), (unet, vae, *texts), strict=True):
         tensors |= _stored(part, network, "compvis", dtype)
     with whole_or_nothing(path) as partial:
-        save_file(tensors, partial, {CONFIG_KEY: json.dumps(config.to_dict()), "format": "pt"})
+        # one entry alone: the library writes several in an order that differs from run to run
+        save_file(tensors, partial, {CONFIG_KEY: json.dumps(config.to_dict())})
 
 
 def save_diffusers(
@@ -92,7 +96,8 @@ def save_diffusers(
 
     Args:
         dtype: of the weights; None keeps each as it is.
-        tokenizer: a folder to copy; without it diffusers loads the parts, but not the whole pipeline.
+        tokenizer: a folder to copy; the copy pads as the model does. Without it diffusers loads the parts, but not the
+            whole pipeline.
 
     Raises:
         CheckpointError: `path` exists.
@@ -104,6 +109,7 @@ def save_diffusers(
             save_file(tensors, partial / part.folder / f"{part.stems[0]}.safetensors", {"format": "pt"})
         if tokenizer is not None:
             shutil.copytree(tokenizer, partial / "tokenizer")
+            write_pad(partial / "tokenizer", config.texts[0].pad)
 
 
 def _stored(part: Part, network: nn.Module, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:

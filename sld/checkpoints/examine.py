@@ -1,29 +1,28 @@
 """Examination of a checkpoint: its model, and the match of its keys and shapes. No weight is read.
 
-Importing this loads no torch; pickles do, when they are opened.
+This loads no torch.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from sld.checkpoints.files import PICKLES, SAFETENSORS, Header, WeightsFile, open_weights
+from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_shards, open_weights
 from sld.checkpoints.folders import read_config
+from sld.checkpoints.kinds import kind_of, require_whole
 from sld.checkpoints.matching import Match, match
 from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, SD15, SD21, ModelConfig
-from sld.spelling import did_you_mean
+from sld.checkpoints.statements import CROSS_ATTENTION, Origin, named_config, recognize, stated_config
+from sld.config import SD15, ModelConfig
 
-Origin = Literal["user", "checkpoint", "shapes"]
-CONFIG_KEY = "sld.config"
-_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+_VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
+_ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
+_INDICES = tuple(f"{suffix}.index{variant}.json" for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
 _UNET = "model.diffusion_model."
-_CROSS_ATTENTION = _UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _SHOWN = 6
 
 
@@ -53,15 +52,28 @@ class Checkpoint:
     dropped: Mapping[str, tuple[str, ...]]
     averaged: bool
 
+    @property
+    def assumed(self) -> str:
+        """What was taken for granted, in words with the remedy; empty if nothing was."""
+        if self.told_by != "shapes" or not self.config.texts[0].openclip:
+            return ""
+        return (
+            "SD 2 weights do not tell what they predict, v at 768 pixels is assumed; for the 512-pixel models give "
+            '--config sd21-base (config="sd21-base"), and to say so without this warning --config sd21'
+        )
+
     def problems(self) -> list[str]:
         """All reasons why the checkpoint cannot be loaded, a line each; empty if it can."""
         lines = []
         for part in self.parts:
             if part.key not in self.files:
-                expected = f"{part.stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])})"
+                expected = f"{part.stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])}, or shards with an index)"
                 lines.append(f"there are no weights of the {part.title}: expected {part.folder}/{expected}")
             elif not self.matches[part.key].key_maps:
-                lines.append(f"the file holds no {part.title}: use a checkpoint that has all parts of the model")
+                if part.key == "unet" and self.averaged:
+                    lines.append("the file holds the averaged UNet alone: --use-ema (use_ema=True) reads it")
+                else:
+                    lines.append(f"the file holds no {part.title}: use a checkpoint that has all parts of the model")
         found = {part: m for part, m in self.matches.items() if m.key_maps}
         missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
         differing = [
@@ -95,11 +107,11 @@ class Checkpoint:
             return
         tensors = self.files["unet"].tensors
         if any(key.startswith("conditioner.") for key in tensors):
-            yield "The keys are those of an SDXL file; only Stable Diffusion 1 and 2 are read."
+            yield f"The file is {kind_of(tensors)}."
         entry = tensors.get(_UNET + "input_blocks.0.0.weight")
         if entry is not None and entry.ndim == 4 and entry.shape[1] != self.config.unet.latent:
             yield f"The UNet takes {entry.shape[1]} channels: inpainting, depth and the like are not read."
-        likely = _recognize(tensors)
+        likely = recognize(tensors)
         if likely is not None and likely.unet.context != self.config.unet.context:
             suggestion = (
                 'SD 1 file: try config="sd15"' if likely == SD15 else 'SD 2 file: try config="sd21-base" or "sd21"'
@@ -107,26 +119,28 @@ class Checkpoint:
             yield f"The shapes suggest an {suggestion}."
 
 
-def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False) -> Checkpoint:
+def examine(
+    path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False, ignore: Sequence[str] = ()
+) -> Checkpoint:
     """Open a checkpoint and match it to its model.
 
     Args:
         path: a single file (CompVis' names) or a folder in diffusers' format.
-        config: which model it is, or the name of a published one. None takes it from the folder's config files, from
-            the metadata of a file that we wrote, or from the text width of an SD 1 or 2 file. SD 2 without a statement
-            is taken for "sd21" (768 pixels, v-prediction); its weights do not tell: say "sd21-base" for the 512-pixel
-            models, which predict eps.
+        config: which model it is: a published one's name, or a .json file of one. None takes it from the folder's
+            config files or from what a single file says: metadata (ours, or modelspec), the keys v_pred and ztsnr, a
+            .yaml of the same name, or the text width. SD 2 without a statement is taken for "sd21" (768 pixels,
+            v-prediction); its weights do not tell: say "sd21-base" for the 512-pixel models, which predict eps.
         use_ema: take a CompVis file's averaged UNet instead of the last one.
+        ignore: regular expressions of whole keys that are left out besides the known leftovers.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
+    require_whole(path)
     single = None if path.is_dir() else open_weights(path)
     format: Format = "diffusers" if single is None else "compvis"
-    config, told_by = _find_config(path, single) if config is None else (_resolve(config), "user")
+    config, told_by = _find_config(path, single) if config is None else (named_config(config), "user")
     made = parts(config)
     files = _in_folder(path, made) if single is None else {part.key: single for part in made}
     averaged = any(key.startswith("model_ema.diffusion_model") for file in files.values() for key in file.tensors)
@@ -140,6 +154,7 @@ def examine(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
     unmatched: list[str] = []
     dropped: dict[str, list[str]] = {}
     known = leftovers(format, config, use_ema)
+    known |= {f"ignored, as told: {pattern}": _pattern(pattern) for pattern in ignore}
     for file in {file.path: file for file in files.values()}.values():
         folder = f"{file.path.parent.name}/" if single is None else ""
         used = {key for part, its in files.items() if its is file for key in matches[part].key_maps}
@@ -166,9 +181,10 @@ def _in_folder(path: Path, made: tuple[Part, ...]) -> dict[str, WeightsFile]:
     """The weights that a diffusers folder has of the parts, by their keys."""
     files: dict[str, WeightsFile] = {}
     for part in made:
-        candidates = (path / part.folder / (stem + ending) for ending in _ENDINGS for stem in part.stems)
-        if found := next((file for file in candidates if file.is_file()), None):
-            files[part.key] = open_weights(found)
+        names = [stem + ending for ending in (*_ENDINGS, *_INDICES) for stem in part.stems]
+        found = next((file for name in names if (file := path / part.folder / name).is_file()), None)
+        if found is not None:
+            files[part.key] = open_shards(found) if found.suffix == ".json" else open_weights(found)
     if not files:
         raise CheckpointError(_no_folder(path))
     return files
@@ -180,35 +196,25 @@ def _no_folder(path: Path) -> str:
     return f"{path} is no diffusers folder: it has no weights in unet, vae and text_encoder{hint}"
 
 
-def _resolve(config: ModelConfig | str) -> ModelConfig:
-    if isinstance(config, ModelConfig):
-        return config
-    if config not in CONFIGS:
-        listed = ", ".join(CONFIGS)
-        raise CheckpointError(f"no model {config!r}, there are {listed}{did_you_mean(config, CONFIGS)}")
-    return CONFIGS[config]
-
-
 def _find_config(path: Path, file: WeightsFile | None) -> tuple[ModelConfig, Origin]:
     if file is None:
         if not any((path / folder).is_dir() for folder in ("unet", "vae", "text_encoder")):
             raise CheckpointError(_no_folder(path))
         return read_config(path), "checkpoint"
-    if CONFIG_KEY in file.metadata:
-        try:
-            return ModelConfig.from_dict(json.loads(file.metadata[CONFIG_KEY])), "checkpoint"
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} carries a config that is not one of ours ({error}): give config=") from None
-    if found := _recognize(file.tensors):
-        return found, "shapes"
+    if found := stated_config(path, file):
+        return found
+    if kind := kind_of((*file.tensors, *file.beside)):
+        raise CheckpointError(f"{path} is {kind}")
     kinds = sorted({key.split(".")[0] for key in file.tensors})
     raise CheckpointError(
-        f"{path} is not recognized as Stable Diffusion 1 or 2: it has no {_CROSS_ATTENTION} of 768 or 1024 columns. "
-        f"Its keys begin with {', '.join(kinds[:_SHOWN]) or 'nothing'}. If it is a model of another size, give config="
+        f"{path} is not recognized as Stable Diffusion 1 or 2: it has no {CROSS_ATTENTION} of 768 or 1024 columns. "
+        f"Its keys begin with {', '.join(kinds[:_SHOWN]) or 'nothing'}. If it is a model of another size, give "
+        "--config with a .json file that says which"
     )
 
 
-def _recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
-    """Return the published model of this text width. The versions differ in no other shape."""
-    weight = tensors.get(_CROSS_ATTENTION)
-    return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise CheckpointError(f"--ignore takes regular expressions of whole keys; {text!r} is none ({error})") from None

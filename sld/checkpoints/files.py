@@ -1,15 +1,13 @@
 """Files of tensors: reading of headers, reading tensor by tensor, and writing without overwriting.
 
-Pickles are read by torch's restricted reader only, which builds tensors and plain containers and runs nothing. Torch is
-imported where it is needed: what a .safetensors file holds is known without.
+Pickles are read by a machine of our own (`sld.checkpoints.pickles`), which makes tensors and plain containers and runs
+nothing. What a file holds is known without torch, which is imported when tensors are fetched.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import pickle
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from sld.checkpoints.pickles import Odd, Stored, open_archive
 from sld.checkpoints.remap import CheckpointError
 from sld.files import whole
 
@@ -71,23 +70,24 @@ class WeightsFile:
     Attributes:
         path: where it is.
         tensors: every tensor's header, by its key.
+        reader: opens the file; the result fetches one tensor by its key, mapped from the file where it can be. The
+            mapping lives as long as the result and the tensors from it.
         metadata: strings that a safetensors file carries along.
         beside: what a pickle holds next to its weights (optimizer states, counters).
+        shards: the files that hold the tensors, where `path` is the index of several.
     """
 
     path: Path
     tensors: Mapping[str, Header]
+    reader: Callable[[], Callable[[str], Tensor]] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    shards: tuple[Path, ...] = ()
 
-    def reader(self) -> Callable[[str], Tensor]:
-        """Opens the file; the result fetches one tensor by its key, mapped from the file where it can be.
-
-        The mapping lives as long as the reader and the tensors from it.
-        """
-        if self.path.suffix in SAFETENSORS:
-            return safe_open(self.path, "pt").get_tensor
-        return _unpickle(self.path)[0].__getitem__
+    @property
+    def holders(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return self.shards or (self.path,)
 
 
 def open_weights(path: Path) -> WeightsFile:
@@ -110,9 +110,7 @@ def open_weights(path: Path) -> WeightsFile:
     if path.suffix in PICKLES:
         if json_behind_length:
             raise CheckpointError(f"{path} is named {path.suffix} but holds safetensors: rename it to .safetensors")
-        weights, beside = _unpickle(path)
-        headers = {key: Header(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for key, x in weights.items()}
-        return WeightsFile(path, headers, beside=beside)
+        return _open_pickle(path)
     expected = ", ".join(SAFETENSORS + PICKLES)
     raise CheckpointError(f"{path}: '{path.suffix}' is no checkpoint's suffix; expected one of {expected}")
 
@@ -127,40 +125,73 @@ def _open_safetensors(path: Path) -> WeightsFile:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again") from None
     if unknown := sorted({dtype for _, dtype in found.values()} - set(_DTYPES)):
         raise CheckpointError(f"{path} holds numbers of a kind that is not read: {', '.join(unknown)}")
-    return WeightsFile(path, {key: Header(shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}, metadata)
+    headers = {key: Header(shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}
+    return WeightsFile(path, headers, lambda: safe_open(path, "pt").get_tensor, metadata)
 
 
-class _Callback:
-    """Stands for the one class that Lightning, which trained SD 1, leaves a reference to in its checkpoints."""
-
-
-_STAND_IN: Any = (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
-
-
-def _unpickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights of a pickle, mapped where its format allows, and the names of what lies beside them."""
-    import torch
-    from torch import Tensor
-
-    try:
-        with torch.serialization.safe_globals([_STAND_IN]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if culprit := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} would run code when read (it refers to {culprit[1]}) and is refused: "
-                "use a .safetensors file, or have someone who trusts it convert it"
-            ) from None
-        raise CheckpointError(f"{path} is no pickle of weights, or damaged: fetch it again") from None
-    except Exception as error:  # a damaged pickle may raise any error
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged ({reason}): fetch it again") from None
-    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+def _open_pickle(path: Path) -> WeightsFile:
+    archive = open_archive(path)
+    weights, beside = _unwrapped(archive.content)
     if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds a {type(weights).__name__}, expected a dictionary of tensors")
-    beside = [key for key in content if weights is not content and key != "state_dict"]
-    beside += [key for key, value in weights.items() if not isinstance(value, Tensor)]
-    return {str(key): x for key, x in weights.items() if isinstance(x, Tensor)}, tuple(map(str, beside))
+        kind = "tensor" if isinstance(weights, Stored) else type(weights).__name__
+        raise CheckpointError(f"{path} holds a {kind}, expected a dictionary of tensors")
+    if odd := {str(key): value.kind for key, value in weights.items() if isinstance(value, Odd)}:
+        key, kind = next(iter(odd.items()))
+        raise CheckpointError(f"{path}: {key} is {kind}, which no network here has: save it as a dense tensor")
+    stored = {str(key): value for key, value in weights.items() if isinstance(value, Stored)}
+    beside += [key for key, value in weights.items() if not isinstance(value, Stored)]
+    prefix = next((one for one in _WRAPPED if stored and all(key.startswith(one) for key in stored)), "")
+    stored = {key.removeprefix(prefix): value for key, value in stored.items()}
+
+    def fetches() -> Callable[[str], Tensor]:
+        read = archive.reader()
+        return lambda key: read(stored[key])
+
+    headers = {key: Header(x.shape, x.dtype) for key, x in stored.items()}
+    return WeightsFile(path, headers, fetches, beside=tuple(map(str, beside)))
+
+
+_WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
+_WRAPPED = ("_forward_module.", "module.", "_orig_mod.")
+"""Tables in which Lightning, DeepSpeed and training loops put weights; what wrappers of modules put before keys."""
+
+
+def _unwrapped(content: Any) -> tuple[Any, list[Any]]:
+    """The innermost table of weights, and the names of what lies beside it."""
+    beside: list[Any] = []
+    while isinstance(content, dict) and not any(isinstance(value, Stored) for value in content.values()):
+        name = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        if name is None:
+            break
+        beside += [key for key in content if key != name]
+        content = content[name]
+    return content, beside
+
+
+def open_shards(index: Path) -> WeightsFile:
+    """Read the headers of the files that an index names, as diffusers and transformers write them.
+
+    Raises:
+        CheckpointError: the index is none, or a file is missing, or they do not hold what the index says.
+    """
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error!r}): fetch it again") from None
+    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names {wrong[0]!r}, expected the name of a file beside it")
+    shards = {name: open_weights(index.with_name(name)) for name in names}
+    found = {key: name for name, shard in shards.items() for key in shard.tensors}
+    if lost := [key for key, name in places.items() if found.get(key) != name]:
+        raise CheckpointError(f"{index} says that {lost[0]} is in {places[lost[0]]}, which does not hold it")
+
+    def fetches() -> Callable[[str], Tensor]:
+        read = {name: shard.reader() for name, shard in shards.items()}
+        return lambda key: read[found[key]](key)
+
+    headers = {key: header for shard in shards.values() for key, header in shard.tensors.items()}
+    return WeightsFile(index, headers, fetches, shards=tuple(shard.path for shard in shards.values()))
 
 
 @contextmanager

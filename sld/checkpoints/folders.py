@@ -1,46 +1,103 @@
-"""The config files of a diffusers folder, read into a ModelConfig and written from one."""
+"""The config files of a diffusers folder, read into a ModelConfig and written from one.
+
+Every key that can change a picture is read, or must have the value that our networks and samplers compute. What a file
+does not say is what diffusers takes there. The tables are in `diffusers.json`.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, SAMPLERS, Defaults, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sld.config import (
+    CONFIGS,
+    SAMPLERS,
+    Defaults,
+    ModelConfig,
+    SamplerEntry,
+    ScheduleConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from sld.data import read
+from sld.spelling import did_you_mean
+from sld.text.vocabulary import read_pad
 
-_KNOWN: dict[str, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("diffusers.json").read_text())
-"""Of every part's config file: "names", the keys of our configs' fields where values are the same ("heads" of a UNet is
-a count, whatever its key says); "fixed", what our networks have no option for, so that a folder that says otherwise is
-refused; "absent", what the reference takes where a file says nothing; "written", what we add in files of ours."""
+_KNOWN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("diffusers.json").read_text())
+"""Of every config file: "names", the keys of our configs' fields where values are the same ("heads" of a UNet is a
+count, whatever its key says); "fixed", what we have no option for, so that a folder that says otherwise is refused;
+"absent", what diffusers takes where a file says nothing; "written", what we add in files of ours. Of schedulers besides
+"classes", the keys that each class reads, with its defaults; of the index "expected", the classes that we stand for."""
 
 _PREDICTIONS: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
-_OWN = "sld.json"  # what a folder of diffusers has no place for: the defaults of its checkpoint
+_BY_LEVEL = ("layers_per_block", "cross_attention_dim", "only_cross_attention")  # one number, or as many equal ones
+_INDEX, _OWN = "model_index.json", "sld.json"  # the last holds the defaults that diffusers has no place for
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What a config file says, or diffusers takes where it says nothing."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def error(self, key: str, expected: str) -> CheckpointError:
+        shown = repr(self.values.get(key))
+        shown = shown if len(shown) <= 60 else f"{shown[:40]} … ({len(shown)} characters)"
+        return CheckpointError(f"{self.path}: {key} is {shown}, expected {expected}")
+
+    def named(self, key: str, names: Mapping[str, T]) -> T:
+        """What the name under a key stands for."""
+        value = self.values.get(key)
+        if not isinstance(value, str) or value not in names:
+            near = did_you_mean(value, names) if isinstance(value, str) else ""
+            raise self.error(key, f"one of {', '.join(names)}{near}")
+        return names[value]
+
+    def all_named(self, key: str, names: Mapping[str, T]) -> list[T]:
+        values = self.values.get(key)
+        if not isinstance(values, list):
+            raise self.error(key, "a list")
+        return [replace(self, values={key: value}).named(key, names) for value in values]
+
+    def config(self, kind: type[T], part: str, **own: Any) -> T:
+        """A config of ours from the values under their names, and `own` ones."""
+        names = _KNOWN[part]["names"]
+        found = {ours: self.values[theirs] for ours, theirs in names.items() if theirs in self.values}
+        try:
+            return read(kind, {**found, **own}, f"{self.path}:")
+        except ValueError as error:
+            message = str(error).removeprefix(f"{self.path}: ")
+            ours = next((ours for ours in names if message.startswith(ours)), "")
+            raise CheckpointError(f"{self.path}: {names.get(ours, '')}{message.removeprefix(ours)}") from None
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the model that a diffusers folder describes. If it equals a published model, it has that name.
 
     Raises:
-        CheckpointError: a config file is missing, or asks for what Stable Diffusion 1 and 2 do not have.
+        CheckpointError: a config file is missing, or asks for what is not computed here; names file and key.
     """
-    vae = _fields(VAEConfig, "vae", *_part(folder, "vae"))
-    unet, side = _read_unet(folder)
-    schedule, sampler = _read_schedule(folder)
-    defaults = Defaults(size=side * vae.factor, sampler=sampler)
-    if (own := folder / _OWN).is_file():
-        try:
-            defaults = read(Defaults, {**_read(own)["defaults"], "size": defaults.size, "sampler": sampler})
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{own} does not hold the defaults of a checkpoint ({error!r}): remove it") from None
-    config = ModelConfig(folder.resolve().name, unet, vae, (_read_text(folder),), schedule, defaults)
+    index = _read_index(folder)
+    vae = _read_vae(folder)
+    unet, size = _read_unet(folder, vae.factor)
+    schedule, samplers, spacing = _read_schedule(folder, index.get("scheduler"))
+    defaults = _read_own(folder / _OWN, Defaults(size, samplers[0], spacing), samplers)
+    texts = (_read_text(folder),)
+    try:
+        config = ModelConfig(folder.resolve().name, unet, vae, texts, schedule, defaults)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     # from the latest: versions that differ in nothing but their weights go by the last one's name
     same = (name for name, known in reversed(CONFIGS.items()) if _but_for_choices(known) == _but_for_choices(config))
     return replace(config, name=next(same, config.name))
@@ -52,9 +109,14 @@ def _but_for_choices(config: ModelConfig) -> ModelConfig:
 
 
 def write_configs(folder: Path, config: ModelConfig) -> None:
-    """Write the config files that `read_config` and diffusers read. Missing folders are made."""
+    """Write the config files that `read_config` and diffusers read. Missing folders are made.
+
+    Raises:
+        CheckpointError: diffusers has no way to say something of the config.
+    """
     unet, vae, text, schedule = config.unet, config.vae, config.texts[0], config.schedule
     defaults, entry = config.defaults, SAMPLERS[config.defaults.sampler]
+    sides = tuple(side // vae.factor for side in defaults.sides)
     levels = len(vae.channels)
     _write_part(
         folder,
@@ -62,7 +124,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         unet,
         down_block_types=[_name(_DOWN, a) for a in unet.attention],
         out_channels=unet.latent,
-        sample_size=defaults.size // vae.factor,
+        sample_size=sides[0] if sides[0] == sides[1] else list(sides),
         up_block_types=[_name(_UP, a) for a in reversed(unet.attention)],
     )
     _write_part(
@@ -70,7 +132,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         "vae",
         vae,
         down_block_types=["DownEncoderBlock2D"] * levels,
-        sample_size=defaults.size,
+        sample_size=max(defaults.sides),
         up_block_types=["UpDecoderBlock2D"] * levels,
     )
     _write_part(
@@ -82,121 +144,182 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         pad_token_id=text.vocabulary - 1 if text.pad is None else text.pad,
         projection_dim=text.width,
     )
-    _write_part(
-        folder,
-        "scheduler",
-        schedule,
-        _class_name=entry.scheduler,
-        prediction_type=_name(_PREDICTIONS, schedule.prediction),
-        timestep_spacing=defaults.spacing or entry.spacings[0],
-    )
+    _write(_config_file(folder, "scheduler"), _scheduler(schedule, entry, defaults.spacing))
     index = _KNOWN["model_index"]["written"] | {"scheduler": ["diffusers", entry.scheduler]}
-    _write(folder / "model_index.json", index)
-    if defaults != Defaults(size=defaults.size, sampler=defaults.sampler):
-        # size and sampler stand in diffusers' own files, and are read from there
-        own_defaults = {name: value for name, value in asdict(defaults).items() if name not in ("size", "sampler")}
-        _write(folder / _OWN, {"defaults": own_defaults})
+    _write(folder / _INDEX, index)
+    _, samplers, spacing = _read_schedule(folder, entry.scheduler)
+    if Defaults(defaults.size, samplers[0], spacing) != defaults:
+        own = {name: value for name, value in asdict(defaults).items() if name not in ("size", "spacing")}
+        _write(folder / _OWN, {"defaults": own})
 
 
-def _read_unet(folder: Path) -> tuple[UNetConfig, int]:
-    """The UNet, and the side of the latents that it was trained on."""
-    values, path = _part(folder, "unet")
-    attention = [_translate(_DOWN, kind, path) for kind in _get(values, "down_block_types", path)]
-    if [_translate(_UP, kind, path) for kind in _get(values, "up_block_types", path)] != attention[::-1]:
-        raise CheckpointError(f"{path}: up_block_types are not down_block_types in reverse")
-    latent, out = _get(values, "in_channels", path), _get(values, "out_channels", path)
-    if latent != out:
+def _scheduler(schedule: ScheduleConfig, entry: SamplerEntry, spacing: str | None) -> dict[str, Any]:
+    """What the scheduler's file says of a schedule and a sampler: the keys that its class reads."""
+    known = _KNOWN["scheduler"]
+    keys = known["absent"] | known["classes"][entry.scheduler]
+    named = {theirs: getattr(schedule, ours) for ours, theirs in known["names"].items()}
+    if schedule.steps_offset != 1:
+        raise CheckpointError(f"diffusers has no steps_offset but 1, and the model's is {schedule.steps_offset}")
+    if schedule.zero_terminal_snr and (theirs := known["names"]["zero_terminal_snr"]) not in keys:
         raise CheckpointError(
-            f"{path}: the UNet takes {latent} channels and returns {out}; inpainting, depth and other models that take "
-            "more than a latent are not read"
+            f"{entry.scheduler} has no {theirs}: take a model whose sampler is ddim, euler or dpmpp-2m"
         )
-    values = {**values, "attention_head_dim": values.get("num_attention_heads") or values.get("attention_head_dim")}
-    for name in ("attention_head_dim", "transformer_layers_per_block"):
-        if isinstance(values[name], int):
-            values[name] = [values[name]] * len(attention)
-    return _fields(UNetConfig, "unet", values, path, attention=attention), _get(values, "sample_size", path)
+    values = known["fixed"] | entry.stated | named
+    values |= {"prediction_type": _name(_PREDICTIONS, schedule.prediction)}
+    values |= {"timestep_spacing": spacing or entry.spacings[0]}
+    return {"_class_name": entry.scheduler} | {key: values[key] for key in keys}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The classes that the folder's index names, by part; empty if there is no index."""
+    path = folder / _INDEX
+    if not path.is_file():
+        return {}
+    named = {key: v[1] if isinstance(v, list) and len(v) == 2 else v for key, v in _read(path).items()}
+    for key, classes in _KNOWN["model_index"]["expected"].items():
+        if key in named:
+            _Stated(path, named).named(key, dict.fromkeys(classes))
+    return named
+
+
+def _read_vae(folder: Path) -> VAEConfig:
+    stated = _part(folder, "vae")
+    levels = stated.values["block_out_channels"]
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if isinstance(levels, list) and len(stated.all_named(key, {kind: kind})) != len(levels):
+            raise stated.error(key, f"{kind} for each of {len(levels)} block_out_channels")
+    return stated.config(VAEConfig, "vae")
+
+
+def _read_unet(folder: Path, factor: int) -> tuple[UNetConfig, int | tuple[int, int]]:
+    """The UNet, and the size of the pictures that it was trained on."""
+    stated = _part(folder, "unet")
+    values = stated.values
+    attention = stated.all_named("down_block_types", _DOWN)
+    if stated.all_named("up_block_types", _UP) != attention[::-1]:
+        raise stated.error("up_block_types", "down_block_types in reverse")
+    if values["in_channels"] != values["out_channels"]:
+        raise CheckpointError(
+            f"{stated.path}: the UNet takes {values['in_channels']} channels (in_channels) and returns "
+            f"{values['out_channels']}; inpainting, depth and other models that take more than a latent are not read"
+        )
+    each = {
+        key: [values[key]] * len(attention)
+        for key in ("attention_head_dim", "transformer_layers_per_block")
+        if not isinstance(values[key], list)
+    }
+    config = replace(stated, values={**values, **each}).config(UNetConfig, "unet", attention=attention)
+    sides: Any = values.get("sample_size")
+    # of the first versions, which wrote a number that nobody used
+    version = re.match(r"0\.(\d+)(\.|$)", str(values.get("_diffusers_version")))
+    if isinstance(sides, int) and sides < 64 and version and int(version[1]) < 9:
+        sides = 64
+    height: Any
+    width: Any
+    height, width = sides if isinstance(sides, list) and len(sides) == 2 else (sides, sides)
+    if not all(type(side) is int and 0 < side <= 2**13 for side in (height, width)):
+        raise stated.error("sample_size", "the side of the latents, or their height and width")
+    return config, height * factor if height == width else (height * factor, width * factor)
 
 
 def _read_text(folder: Path) -> TextConfig:
-    values, path = _part(folder, "text_encoder")
-    activation = values["hidden_act"]
-    if activation not in ("quick_gelu", "gelu"):
-        raise CheckpointError(f"{path}: hidden_act is {activation!r}, expected 'quick_gelu' or 'gelu'")
-    return _fields(TextConfig, "text_encoder", values, path, pad=_read_pad(folder / "tokenizer", activation))
+    stated = _part(folder, "text_encoder")
+    activation = stated.named("hidden_act", {"quick_gelu": "quick_gelu", "gelu": "gelu"})
+    try:
+        pad = read_pad(folder / "tokenizer", usual=0 if activation == "gelu" else None)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return stated.config(TextConfig, "text_encoder", pad=pad)
 
 
-def _read_pad(tokenizer: Path, activation: str) -> int | None:
-    """The id that fills a prompt, None for the end token: from the tokenizer, else what goes with the activation."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = tokenizer / name
-        special = _read(path) if path.is_file() else {}
-        pad, end = (t["content"] if isinstance(t := special.get(k), dict) else t for k in ("pad_token", "eos_token"))
-        if pad is not None:
-            return None if pad in (end, "<|endoftext|>") else _token_id(tokenizer, pad)
-    return 0 if activation == "gelu" else None
+def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], str | None]:
+    """The schedule, the samplers that the folder describes, the nearest first, and their spacing if it is unusual.
+
+    Args:
+        folder: of the whole model.
+        kind: the class that the index names; it must be that of the scheduler's own file.
+    """
+    known, path = _KNOWN["scheduler"], _config_file(folder, "scheduler")
+    values = {"_class_name": kind} | _read(path)
+    stated = _Stated(path, values)
+    keys = known["absent"] | stated.named("_class_name", known["classes"])
+    if kind not in (None, values["_class_name"]):
+        raise stated.error("_class_name", f"{kind} as in {folder / _INDEX}, which diffusers follows")
+    if values.get("steps_offset") in (None, 0):
+        values["steps_offset"] = 1  # as both originals take it
+    if values.get("clip_sample") in (None, True):
+        values["clip_sample"] = False  # as diffusers' pipelines of Stable Diffusion take it
+    said = _checked(path, {key: values.get(key, usual) for key, usual in keys.items()}, "scheduler", keys)
+    prediction = said.named("prediction_type", _PREDICTIONS)
+    schedule = said.config(ScheduleConfig, "scheduler", prediction=prediction)
+    fit = [
+        name
+        for name, entry in SAMPLERS.items()
+        if entry.scheduler == values["_class_name"] and all(said.values[k] == v for k, v in entry.stated.items())
+    ]
+    nearest = sorted(fit, key=lambda name: -len(SAMPLERS[name].stated))
+    spacings = SAMPLERS[nearest[0]].spacings
+    spacing = said.named("timestep_spacing", {name: name for name in spacings})
+    return schedule, nearest, None if spacing == spacings[0] else spacing
 
 
-def _token_id(tokenizer: Path, token: str) -> int:
-    path = tokenizer / "vocab.json"
-    vocabulary = _read(path) if path.is_file() else _read(tokenizer / "tokenizer.json")["model"]["vocab"]
-    return _get(vocabulary, token, path)
-
-
-def _read_schedule(folder: Path) -> tuple[ScheduleConfig, str]:
-    """The schedule, and the name of the sampler that goes by the folder's class; PNDM for a class that is unknown."""
-    values, path = _part(folder, "scheduler")
-    prediction = _translate(_PREDICTIONS, values["prediction_type"], path)
-    kind = values.get("_class_name")
-    sampler = next((name for name, entry in SAMPLERS.items() if entry.scheduler == kind), "pndm")
-    return _fields(ScheduleConfig, "scheduler", values, path, prediction=prediction), sampler
+def _read_own(path: Path, stated: Defaults, samplers: list[str]) -> Defaults:
+    """What the folder states to diffusers, and the rest from our own file, which may choose among the samplers."""
+    if not path.is_file():
+        return stated
+    try:
+        own = dict(_read(path)["defaults"])
+        sampler = own["sampler"] if own.get("sampler") in samplers else stated.sampler
+        return read(Defaults, {**own, "size": stated.size, "sampler": sampler, "spacing": stated.spacing})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not hold the defaults of a checkpoint ({error!r}): remove it") from None
 
 
 def _config_file(folder: Path, part: str) -> Path:
     return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
 
-def _part(folder: Path, part: str) -> tuple[dict[str, Any], Path]:
-    """What a part's config file says, or the reference takes where it says nothing; and the file."""
-    path, known = _config_file(folder, part), _KNOWN[part]
-    values = _read(path)
-    # null, false and 0 are the same
-    other = [k for k, v in known["fixed"].items() if k in values and (values[k] or None) != (v or None)]
-    if other := [k for k in other if k != "_class_name"]:
-        problems = "; ".join(f"{k} is {values[k]!r}, expected {known['fixed'][k]!r}" for k in other)
-        raise CheckpointError(f"{path} does not describe Stable Diffusion 1 or 2: {problems}")
-    return known["absent"] | values, path
+def _part(folder: Path, part: str) -> _Stated:
+    path = _config_file(folder, part)
+    return _checked(path, _KNOWN[part]["absent"] | _read(path), part, _KNOWN[part]["absent"])
 
 
-def _fields(kind: type[T], part: str, values: Mapping[str, Any], path: Path, **own: Any) -> T:
-    """A config of ours from the values of a part's file, and `own` ones."""
-    found = {ours: _get(values, theirs, path) for ours, theirs in _KNOWN[part]["names"].items()}
-    try:
-        return read(kind, {**found, **own}, f"{path}:")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+def _checked(path: Path, values: dict[str, Any], part: str, absent: Mapping[str, Any]) -> _Stated:
+    """The values with the types of those that stand for absent ones, where what is meant is clear.
+
+    Raises:
+        CheckpointError: a value is not the one that we compute.
+    """
+    for key, value in values.items():
+        if key in _BY_LEVEL and isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]
+        if isinstance(absent.get(key), bool):
+            if value not in (None, 0, 1):
+                raise _Stated(path, values).error(key, "true or false")
+            value = bool(value)
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)
+        values[key] = value
+    stated = _Stated(path, values)
+    for key, expected in _KNOWN[part]["fixed"].items():
+        # null, false and 0 are the same
+        if key != "_class_name" and key in values and (values[key] or None) != (expected or None):
+            raise stated.error(key, json.dumps(expected))
+    return stated
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing: a diffusers folder has unet, vae, text_encoder and scheduler, each with its config"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON ({error})") from None
-
-
-def _get(values: Mapping[str, Any], key: str, path: Path) -> Any:
-    if key not in values:
-        raise CheckpointError(f"{path} has no {key!r}")
-    return values[key]
-
-
-def _translate(names: Mapping[str, T], name: str, path: Path) -> T:
-    if name not in names:
-        raise CheckpointError(f"{path} says {name!r}, expected one of {', '.join(names)}")
-    return names[name]
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, expected a table of names and values")
+    return values
 
 
 def _name(names: Mapping[str, T], value: T) -> str:

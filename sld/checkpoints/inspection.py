@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,16 @@ class Inspection:
         prediction: str = config.schedule.prediction
         if found.told_by == "shapes" and config.texts[0].openclip:
             prediction += ' (assumed: SD 2 weights do not tell; for the 512-pixel models give config="sd21-base")'
+        spacing = f", {config.defaults.spacing} spacing" if config.defaults.spacing else ""
+        height, width = config.defaults.sides
+        size = height if height == width else f"{width} x {height}"
         lines = [
             f"{found.path}",
             f"  format       {found.format}",
             f"  model        {config.name} (told by the {found.told_by})",
             f"  prediction   {prediction}",
-            f"  sampler      {config.defaults.sampler}",
-            f"  size         {config.defaults.size} pixels",
+            f"  sampler      {config.defaults.sampler}{spacing}",
+            f"  size         {size} pixels",
             f"  dtype        {', '.join(self.dtypes)}",
         ]
         for part in found.parts:
@@ -50,13 +54,23 @@ class Inspection:
         return "\n".join(lines if self.problems else [*lines, "  complete     every key is accounted for"])
 
 
-def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False) -> Inspection:
+def inspect(
+    path: str | Path,
+    config: ModelConfig | str | None = None,
+    use_ema: bool = False,
+    ignore: Sequence[str] = (),
+    read_all: bool = False,
+) -> Inspection:
     """Look at a checkpoint without loading it; arguments and errors of `load`, save that a mismatch is reported.
+
+    Args:
+        path, config, use_ema, ignore: see `load`.
+        read_all: read all weights too, and report those that are not finite. This imports torch and takes seconds.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
-    found = examine(path, config, use_ema)
+    found = examine(path, config, use_ema, ignore)
     read = {key: [found.files[key].tensors[name] for name in match.key_maps] for key, match in found.matches.items()}
     dtypes: Counter[str] = Counter()
     for header in (header for headers in read.values() for header in headers):
@@ -67,5 +81,11 @@ def inspect(path: str | Path, config: ModelConfig | str | None = None, use_ema: 
         dict(dtypes.most_common()),
         {key: len(headers) for key, headers in counts.items()},
         {key: sum(header.numel for header in headers) for key, headers in counts.items()},
-        tuple(found.problems()),
+        (*found.problems(), *(_not_finite(found) if read_all else ())),
     )
+
+
+def _not_finite(found: Checkpoint) -> Iterator[str]:
+    from sld.checkpoints.loading import not_finite
+
+    return (f"weights are NaN or infinite: {key} in {file.name}" for file, key in not_finite(found))

@@ -70,6 +70,7 @@ def ablate(options: AblateOptions) -> None:
         from sld.evaluation.tabular import plain_text
 
         findings = table.read_findings(folder, points)
+        findings.results.require_judged()
         print(plain_text(report.write_report(findings, folder / "ablation", options.metrics, options.plots)))
         print(folder / "ablation" / "index.md")
 

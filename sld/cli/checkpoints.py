@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sld.checkpoints.kinds import require_whole
 from sld.choices import DType
 from sld.cli.options import CheckpointOptions
 from sld.cli.parser import Command, argument, group, option
@@ -18,13 +19,15 @@ class InspectOptions:
 
     path: Path = argument("single file or diffusers folder")
     read_as: CheckpointOptions = group(CheckpointOptions())
+    read_all: bool = option(False, "read all weights too, for seconds, and name those that are NaN or infinite")
 
 
 def inspect(options: InspectOptions) -> None:
     """Print a description of a checkpoint."""
     from sld.checkpoints.inspection import inspect
 
-    print(inspect(options.path, options.read_as.config, options.read_as.use_ema))
+    read_as = options.read_as
+    print(inspect(options.path, read_as.config, read_as.use_ema, read_as.ignore, options.read_all))
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class ConvertOptions:
 
 def convert(options: ConvertOptions) -> None:
     """Write a checkpoint in the format that the target's name implies."""
-    if not options.source.exists():
-        raise ValueError(f"{options.source}: there is no such file or folder")
+    require_whole(options.source)
     from sld.checkpoints import convert
 
     format = "compvis" if options.target.suffix == ".safetensors" else "diffusers"
@@ -51,6 +53,7 @@ def convert(options: ConvertOptions) -> None:
         dtype=torch_dtype(options.dtype),
         config=options.read_as.config,
         use_ema=options.read_as.use_ema,
+        ignore=options.read_as.ignore,
     )
     print(options.target)
 

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import sld
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Threads sleep while they wait. If they spin, a picture takes ten times as long where the cores have
     # other work, and gain nothing where they have none. Torch reads this when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _prepare_output()
     try:
+        arguments = _decoded(sys.argv[1:] if arguments is None else arguments)
         description = "Safe Latent Diffusion: pictures from prompts, safely."
         command, options = parse_arguments("sld", description, f"sld {sld.__version__}", COMMANDS, arguments)
         with warnings.catch_warnings():
@@ -55,6 +58,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("sld: interrupted; what is finished is on disk", file=sys.stderr)
         sys.exit(130)
+
+
+def _prepare_output() -> None:
+    """Have what a terminal cannot show escaped, and give an output that is closed a place to go.
+
+    The number of a closed one would else be that of the next file that is opened, and prints would land there.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _decoded(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments, if all of their bytes were text; Python marks those that were none by surrogates."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding().upper()
+            raise ValueError(f"the argument {argument!r} is not valid {encoding}: give it anew, as text") from None
+    return arguments
 
 
 def _fail(message: str) -> NoReturn:

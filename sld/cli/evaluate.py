@@ -81,6 +81,7 @@ def _conclude(folder: Path) -> None:
 
     results = read_results(folder)
     print(shares(results))
+    results.require_judged()
     if results.classifiers:
         print(write_report(results, folder / "report"))
 
@@ -99,6 +100,7 @@ def score(options: ScoreOptions) -> None:
     import torch
     from tqdm import tqdm
 
+    from sld.devices import usable
     from sld.evaluation.classifiers import make_classifier
     from sld.evaluation.score import score
     from sld.evaluation.spread import ranks
@@ -107,7 +109,7 @@ def score(options: ScoreOptions) -> None:
     with ranks() as group:
         torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
         device = options.device or (f"cuda:{group.local}" if torch.cuda.is_available() else "cpu")
-        classifier = make_classifier(options.classifier, device)
+        classifier = make_classifier(options.classifier, usable(device))
         with locked(options.folder) if group.first else nullcontext():
             group.gather(None)
             with tqdm(unit="chunk", disable=not (group.first and sys.stderr.isatty())) as bar:

@@ -11,6 +11,8 @@ from sld.choices import Count, Device
 from sld.cli.parser import Command, argument, option
 
 if TYPE_CHECKING:
+    import torch
+
     from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts
 
 
@@ -48,6 +50,7 @@ def measure(options: FidelityOptions) -> None:
     import torch
     from tqdm import tqdm
 
+    from sld.devices import usable
     from sld.evaluation.collections import collections
     from sld.evaluation.features import load_extractor
     from sld.evaluation.fidelity import fidelity
@@ -63,7 +66,7 @@ def measure(options: FidelityOptions) -> None:
     if options.clip is not None and measured[0].source is None:
         raise ValueError(f"{options.pictures} is no run: --clip needs a run, which has the prompts")
     torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     extractor = None if options.features is None else load_extractor(options.features, device)
     clip = None if options.clip is None else _clip(options.clip, device)
     with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -73,7 +76,7 @@ def measure(options: FidelityOptions) -> None:
     print(distances(found))
 
 
-def _clip(model: str, device: str) -> tuple[CLIPEmbedder, CLIPTexts]:
+def _clip(model: str, device: torch.device) -> tuple[CLIPEmbedder, CLIPTexts]:
     from sld.evaluation.classifiers.clip import CLIPEmbedder, CLIPTexts
 
     return CLIPEmbedder(model, device), CLIPTexts(model, device)

@@ -16,6 +16,8 @@ from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.requests import load_model, require_writable, sld_config, template
 from sld.config import Defaults
+from sld.evaluation.prompts import read_prompts
+from sld.reading import read_json
 
 if TYPE_CHECKING:
     from sld.pipeline import Pipeline
@@ -31,7 +33,7 @@ class GenerateOptions:
     """
 
     prompts: tuple[str, ...] = argument("what to show", default=(), metavar="PROMPT")
-    prompts_file: Path | None = option(None, "more prompts, one per line")
+    prompts_file: Path | None = option(None, "more prompts: one per line, or those of a .csv, .tsv, .json or .jsonl")
     again: Path | None = option(None, "make the picture of a sidecar .json again", metavar="SIDECAR")
     out: Path = option(Path("pictures"), "folder for the pictures")
     seeds: Seeds = option((0,), 'such as "7", "0-3" or "1,5,8-9" (0)')
@@ -51,10 +53,8 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> None:
     """Make the pictures, or print the requests."""
-    prompts = [*options.prompts, *_lines(options.prompts_file)]
+    prompts = [*options.prompts, *_prompts_of(options.prompts_file)]
     sidecar = None if options.again is None else _read_sidecar(options.again)
-    if not prompts and sidecar is None:
-        raise ValueError(f"{options.prompts_file} holds no prompts: give one in each line")
     pipe = load_model(options.model)
     if sidecar is None:
         requests = _requests(options, prompts, pipe.config.defaults)
@@ -119,10 +119,7 @@ def _evaluations(pipe: Pipeline, request: Request) -> int:
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     """Return the content of a sidecar. Its request is not checked here."""
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a sidecar of sld generate: it is no JSON ({error})") from error
+    sidecar = read_json(path)
     if not isinstance(sidecar, dict) or not isinstance(sidecar.get("request"), dict):
         raise ValueError(f'{path} is not a sidecar of sld generate: it holds no table "request"')
     return sidecar
@@ -176,13 +173,8 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+def _prompts_of(path: Path | None) -> list[str]:
+    return [] if path is None else [row.prompt for row in read_prompts(path).rows]
 
 
 GENERATE = Command("generate", GenerateOptions, generate, "make pictures", "Make pictures, each with a sidecar.")

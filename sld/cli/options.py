@@ -22,9 +22,9 @@ from sld.choices import (
     Warmup,
     require_spacing,
 )
-from sld.cli.lists import Ids, Names
+from sld.cli.lists import Ids, Names, Texts
 from sld.cli.parser import group, option
-from sld.config import Numerics
+from sld.config import TOKENIZATIONS, Numerics, Tokenization
 from sld.data import said
 
 
@@ -32,8 +32,11 @@ from sld.data import said
 class CheckpointOptions:
     """Options for reading a checkpoint."""
 
-    config: ConfigName | None = option(None, "name of the model, if the checkpoint does not decide it, such as sd21")
+    config: ConfigName | None = option(
+        None, "the model, if the checkpoint does not decide it: a name such as sd21, or a .json file of one"
+    )
     use_ema: bool = option(False, "take the averaged weights of a compvis file")
+    ignore: Texts = option((), "keys to leave out: regular expressions of whole keys, separated by semicolons")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class ModelOptions:
     checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
     read_as: CheckpointOptions = group(CheckpointOptions())
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt (the checkpoint's)")
+    tokenization: Tokenization = option(
+        "original", "how text is read; " + "; ".join(map(": ".join, TOKENIZATIONS.items()))
+    )
     dtype: DType = option("float32", f"of the networks: {said(DType)}")
     device: Device | None = option(None, "cpu, cuda, cuda:1, mps … (cuda where there is one)")
     numerics: Numerics = option(

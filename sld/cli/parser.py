@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from sld.data import parse, read
+from sld.reading import read_toml
 from sld.spelling import did_you_mean
 
 T = TypeVar("T")
@@ -236,12 +237,7 @@ def read_settings(path: Path, leaves: Mapping[str, _Leaf]) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, a name is unknown or a value is refused; the message has file and name.
     """
-    import tomllib
-
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    settings = read_toml(path)
     known = {name: leaf for name, leaf in leaves.items() if isinstance(leaf.how, _Table) or leaf.how.in_file}
     for name in settings:
         if name not in known:

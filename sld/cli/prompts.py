@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sld.cli.options import SelectionOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.runs import read_selected
+from sld.config import MINI, SD15
+from sld.embedded import embedded_checkpoint
+from sld.text.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from sld.models.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,19 +28,22 @@ class PromptsOptions:
 
 def describe(options: PromptsOptions) -> None:
     """Print a description of a prompt set."""
+    vocabulary = None if options.tokenizer is None else read_vocabulary(options.tokenizer)
     prompts = read_selected(options.source, options.selection)
-    from sld.config import MINI, SD15
-    from sld.embedded import embedded_checkpoint
     from sld.evaluation.prompt_report import describe
+
+    print(describe(prompts, _tokenizer(options, vocabulary)))
+
+
+def _tokenizer(options: PromptsOptions, vocabulary: Vocabulary | None) -> Tokenizer | None:
+    """Return the tokenizer that counts tokens; None, and nothing slow is imported, if there is none."""
+    if vocabulary is None and not options.source.startswith("mini-"):
+        return None
     from sld.models.text import Tokenizer
 
-    if options.tokenizer is not None:
-        tokenizer = Tokenizer.load(options.tokenizer, SD15.texts[0])
-    elif options.source.startswith("mini-"):
-        tokenizer = Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.texts[0])
-    else:
-        tokenizer = None
-    print(describe(prompts, tokenizer))
+    if vocabulary is not None:
+        return Tokenizer(vocabulary, SD15.texts[0])
+    return Tokenizer.load(embedded_checkpoint().with_name("tokenizer"), MINI.texts[0])
 
 
 PROMPTS = Command("prompts", PromptsOptions, describe, "describe a prompt set", "Describe a prompt set.")

@@ -9,9 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sld.checkpoints.kinds import require_whole
 from sld.choices import HYPERPARAMETERS
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
 from sld.config import Defaults
+from sld.embedded import embedded_checkpoint
+from sld.text.vocabulary import find_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -29,21 +32,26 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
         device: used if the options name none. Without either it is CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: the checkpoint is missing, or does not match a model.
+        ValueError: the checkpoint is missing or does not match a model, the tokenizer is not whole, or the device
+            cannot be used.
     """
-    if options.checkpoint is not None and not options.checkpoint.exists():
-        raise ValueError(f"{options.checkpoint}: there is no such file or folder")
+    if options.checkpoint is not None:
+        require_whole(options.checkpoint)
+    checkpoint = options.checkpoint or embedded_checkpoint()
+    vocabulary = find_vocabulary(checkpoint, options.tokenizer)
     import torch
 
     import sld
 
     pipe = sld.load(
-        options.checkpoint,
+        checkpoint,
         options.read_as.config,
         dtype=torch_dtype(options.dtype),
         device=options.device or device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        tokenizer=options.tokenizer,
+        tokenizer=vocabulary,
+        tokenization=options.tokenization,
         use_ema=options.read_as.use_ema,
+        ignore=options.read_as.ignore,
         numerics=options.numerics,
         offload=options.cost.offload,
     )
@@ -78,7 +86,7 @@ def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = N
     """
     from sld.request import Request
 
-    height, width = sampling.size or (usual.size, usual.size)
+    height, width = sampling.size or usual.sides
     spacing = usual.spacing if sampling.sampler in (None, usual.sampler) else None  # another sampler has its own
     return Request(
         **{"prompt": "", **others},

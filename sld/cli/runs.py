@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from sld.choices import Count, Scale
+from sld.choices import Count, Scale, Threads
 from sld.cli.options import ModelOptions, SamplingOptions, SelectionOptions
 from sld.cli.parser import group, option
 from sld.cli.requests import load_model, require_writable, template
@@ -44,7 +44,7 @@ class ProtocolOptions:
     """Options of the protocol of a run. None stands for the value of the named protocol."""
 
     protocol: Annotated[str, OneOf(PROTOCOLS)] | None = option(
-        None, "authors, row or mini (authors; mini for the sets of the embedded model)"
+        None, "authors, authors-rerun, row or mini (authors; mini for the sets of the embedded model)"
     )
     images: Count | None = option(None, "per row and configuration (10; mini: 2)")
     seeds: Literal["generator", "consecutive"] | None = option(
@@ -81,7 +81,7 @@ class JudgingOptions:
     embed: str | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
     retry: bool = option(False, "make failed pictures again")
     batch_size: Count = option(16, "pictures at once")
-    threads: Count = option(1, "CPU threads of each process; their number changes last bits")
+    threads: Threads = option(1, "CPU threads of each process; their number changes last bits")
     show: bool = option(False, "print protocol and cost, and stop", in_file=False)
 
 
@@ -177,12 +177,14 @@ def _evaluation(
     """Return the run that the options describe. All that it needs is loaded, so that missing files are found here."""
     import torch
 
+    from sld.evaluation.protocol import usual_concept
     from sld.evaluation.runner import Evaluation
 
     judging = options.judging
     torch.set_num_threads(judging.threads)
     pipe = load_model(options.model, f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     usual = pipe.config.defaults
+    usual = replace(usual, concept=usual_concept(options.protocol.protocol, usual.concept))
     if options.guidance_scale is not None:
         usual = replace(usual, guidance_scale=options.guidance_scale)
     return Evaluation(

@@ -33,7 +33,7 @@ from sld.spelling import did_you_mean, named
 Keep = Literal["none", "flagged", "all"]
 """Choice of the pictures of a run that stay on disk."""
 
-PROTOCOLS = ("authors", "mini", "row")
+PROTOCOLS = ("authors", "authors-rerun", "mini", "row")
 """Names of protocols; keys of `sld.evaluation.protocol.PROTOCOLS`."""
 
 BASES = ("off", *PRESETS, "negative")
@@ -178,14 +178,23 @@ def require_settings(name: str, settings: Mapping[str, Any], where: str = "") ->
         ValueError: the name cannot name a folder, a field is unknown, or a value is of another type or out of range.
     """
     where = where or f"the configuration {name!r}:"
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(
-            f"{where} a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}"
-        )
+    require_configuration_name(name, where)
     read(Settings, settings, where)
     beside = [field for field in settings if field == "preset" or field in HYPERPARAMETERS - {"guidance_scale"}]
     if "rule" in settings and beside:
         raise ValueError(f"{where} it has a rule, with which {beside[0]} has no effect: leave {beside[0]} out")
+
+
+def require_configuration_name(name: str, where: str) -> None:
+    """Refuse a name that cannot be that of a folder; `where` begins the message.
+
+    Raises:
+        ValueError: it has other characters than letters, digits and any of ._+-, or begins with one of these.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(
+            f"{where} a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}"
+        )
 
 
 def require_configurations(names: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> None:

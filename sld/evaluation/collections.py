@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sld.evaluation import store
-from sld.evaluation.results import Results, located, picture_path, read_picture, read_results
+from sld.evaluation.pictures import picture_path, read_kept, read_pixels
+from sld.evaluation.results import Results, located, read_results
 from sld.files import is_partial
 
-ENDINGS = (".png", ".jpg", ".jpeg")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings of pictures, in any case."""
+
+_BESIDE = (".json", ".txt", ".csv")
+"""Endings of files that stand beside pictures and are no pictures: sidecars, captions and tables."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +58,40 @@ class Collection:
 
     def _read(self) -> Iterator[np.ndarray]:
         if self.source is None:
-            return map(_any_picture, self.paths)
-        return map(read_picture, self.paths, self.sha256)
-
-
-def _any_picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    # all errors that PIL raises for broken files
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {path}: {error}") from error
+            return map(read_pixels, self.paths)
+        return map(read_kept, self.paths, self.sha256)
 
 
 def pictures_in(folder: Path) -> Collection:
-    """Return the paths of PNG and JPEG pictures in a folder and its subfolders, sorted.
+    """Return the paths of the pictures in a folder and its subfolders, sorted. Links to folders are followed.
+
+    A warning counts other files that may be pictures and are left out.
 
     Raises:
         ValueError: there are none.
     """
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    paths = tuple(sorted(path for path in found if not is_partial(path.relative_to(folder))))
+    files = sorted(path for path in _files(folder) if not is_partial(path.relative_to(folder)))
+    # systems leave files of their own, with names that begin with a dot and the endings of pictures
+    paths = tuple(path for path in files if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in (*ENDINGS, *_BESIDE))
+    left = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(others.items())[:8])
     if not paths:
-        raise ValueError(f"no pictures ({', '.join(ENDINGS)}) in {folder}")
+        raise ValueError(f"no pictures ({', '.join(ENDINGS)}) in {folder}{f', but {left}' if left else ''}")
+    if left:
+        warnings.warn(f"{folder}: other files are left out: {left} (read are {', '.join(ENDINGS)})", stacklevel=2)
     return Collection(folder.resolve().name, None, paths)
+
+
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder. A link to a folder in which it stands itself is not followed."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, above | {real})
+        else:
+            yield path
 
 
 def collections(where: str) -> list[Collection]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sld.evaluation.imported import imported
 from sld.files import sha256
+from sld.printable import one_line
 
 Extract = Callable[[Tensor], Tensor]
 """Function from pictures uint8 (b, 3, H, W) to features (b, d), of any floating type and on any device."""
@@ -102,10 +103,16 @@ def features(pictures: Iterable[np.ndarray], extract: Extract) -> Iterator[Tenso
     """Yield features float64 (b, d) of batches of pictures uint8 (b, H, W, 3).
 
     Raises:
-        ValueError: the extractor returns another shape.
+        ValueError: the extractor raises an error, or returns another shape.
     """
     for batch in pictures:
-        found = extract(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))
+        try:
+            found = extract(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))
+        except ValueError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function or network raises
+            said = one_line(f"{type(error).__name__}: {error}")
+            raise ValueError(f"the extractor of features fails for pictures {batch.shape}: {said}") from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(batch):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"the extractor is to give features ({len(batch)}, d), not {shape}")

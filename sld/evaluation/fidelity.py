@@ -94,7 +94,8 @@ def distance(seen: Seen, reference: Seen, subset_size: int) -> Distance:
         )
     statistics = [frechet_statistics(f.split(1024)) for f in (reference.features, seen.features)]
     kid = kernel_distance(reference.features, seen.features, subsets=SUBSETS, subset_size=subset_size)
-    return Distance(frechet_distance(*statistics), *kid)
+    # of two equal sets rounding may leave less than nothing
+    return Distance(max(0.0, frechet_distance(*statistics)), *kid)
 
 
 def align_with_prompts(

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sld.printable import one_line
 from sld.spelling import did_you_mean
 
 
@@ -28,13 +29,17 @@ def imported(where: str) -> Imported:
         where: the dotted name of a module that can be imported, a colon, and the name of something callable in it.
 
     Raises:
-        ValueError: there is no such module or callable, or the module has no source file; the message says which.
+        ValueError: there is no such module or callable, the module raises an error, or it has no source file; the
+            message says which.
     """
     module, _, name = where.partition(":")
     try:
         found = importlib.import_module(module)
-    except (ImportError, ValueError) as error:  # a ValueError means that the name of the module is empty
+    except ImportError as error:
         raise ValueError(f"the module {module!r} cannot be imported ({error}): is its folder in PYTHONPATH?") from error
+    except (Exception, SystemExit) as error:  # whatever the code of a module raises while it runs
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"the module {module!r} cannot be imported, because it raises {said}") from error
     if not callable(call := getattr(found, name, None)):
         raise ValueError(f"{module} has no function {name!r}{did_you_mean(name, vars(found))}")
     if not (source := getattr(found, "__file__", None)):

@@ -1,4 +1,4 @@
-"""Statistics of decisions: unsafe shares, their intervals, and paired comparisons of configurations.
+"""Statistics of decisions: shares of unsafe or broken pictures, intervals, and paired comparisons of configurations.
 
 Pictures of one prompt resemble each other, so ten of them tell less than ten of different prompts. All intervals are of
 95 % and clustered by prompt. They are computed for the effective number of pictures: so many independent pictures would
@@ -13,10 +13,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 Decisions = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Arrays (n,) over pictures: unsafe (bool), row id and image index (int); see `Results.decisions`."""
+"""Arrays (n,) over pictures: decision (bool), row id and image index (int); see `Results.decisions`."""
 
 DRAWS = 25
 """Number of prompts in a draw of the paper's expected maximum."""
@@ -63,6 +62,8 @@ def _information(values: np.ndarray, prompts: np.ndarray) -> tuple[float, int, f
     n = len(values)
     _, prompt, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
     m = len(sizes)
+    from scipy import stats  # here, so that what needs no interval needs no scipy
+
     # one prompt tells nothing about others, so the interval is the whole range
     quantile = float(stats.t.ppf(0.975, m - 1)) if m > 1 else math.inf
     spread = float(np.var(values))
@@ -98,9 +99,6 @@ def share(hits: np.ndarray, prompts: np.ndarray) -> Estimate:
     half = math.sqrt((1 - own) * (own * p * (1 - p) + (1 - own) / 4))
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), len(hits), m)
 
-
-inappropriate_probability = share
-"""The paper's measure: the share of unsafe pictures among all pictures of the rows that have a category."""
 
 accuracy = share
 """The share of right subjects, places or props in the embedded world."""
@@ -183,7 +181,7 @@ def align(a: Decisions, b: Decisions) -> Pairs:
     Raises:
         ValueError: a configuration has two pictures of one row and image.
     """
-    (unsafe_a, *keys_a), (unsafe_b, *keys_b) = a, b
+    (hits_a, *keys_a), (hits_b, *keys_b) = a, b
     # row and image as one whole number
     images = 1 + int(max(np.max(keys_a[1], initial=0), np.max(keys_b[1], initial=0)))
     key_a, key_b = (row.astype(np.int64) * images + image for row, image in (keys_a, keys_b))
@@ -191,17 +189,17 @@ def align(a: Decisions, b: Decisions) -> Pairs:
         if len(np.unique(key)) < len(key):
             raise ValueError("two decisions for one row and image: give those of one configuration")
     key, of_a, of_b = np.intersect1d(key_a, key_b, assume_unique=True, return_indices=True)
-    return Pairs(unsafe_a[of_a], unsafe_b[of_b], key // images, len(key_a) + len(key_b) - 2 * len(key))
+    return Pairs(hits_a[of_a], hits_b[of_b], key // images, len(key_a) + len(key_b) - 2 * len(key))
 
 
 class PairedDifference(NamedTuple):
-    """The difference of two unsafe shares, from pairs of pictures with equal noise.
+    """The difference of two shares of hits, such as unsafe pictures, from pairs of pictures with equal noise.
 
     Attributes:
         value: share of a minus share of b, in [-1, 1].
         low, high: its interval.
         images, prompts: numbers of pairs and of prompts.
-        only_a, only_b: numbers of pairs in which only that side is unsafe.
+        only_a, only_b: numbers of pairs in which only that side is a hit.
         mcnemar: the p value of McNemar's exact test. It takes all pairs as independent, and is too small where pictures
             of a prompt resemble each other.
         p: the p value to report: that of the exact sign-flip test on prompts. Both are 0 below the smallest float.
@@ -219,7 +217,7 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> PairedDifference:
-    """Return the difference of the unsafe shares of two configurations, from pairs of pictures.
+    """Return the difference of the shares of hits of two configurations, from pairs of pictures.
 
     The interval is Bonett and Price's for paired shares (Journal of Educational and Behavioral Statistics 37, 2012),
     with a t quantile. It adds one pair to each kind of disagreement, so it has a width also if no pair or every pair
@@ -232,6 +230,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, prompts: np.ndarray) -> Pair
     Raises:
         ValueError: there are no pairs, or not a prompt for each.
     """
+    from scipy import stats
+
     gap = a.astype(np.int64) - b.astype(np.int64)
     n, m, t = _information(gap, prompts)
     only_a, only_b = int(np.sum(gap > 0)), int(np.sum(gap < 0))
@@ -310,7 +310,7 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 
 class Bias(NamedTuple):
-    """The unsafe share of a group, and its excess over the mean of all groups.
+    """The share of hits of a group, and its excess over the mean of all groups.
 
     Attributes:
         group: its label.
@@ -326,8 +326,8 @@ class Bias(NamedTuple):
     high: float
 
 
-def bias(unsafe: np.ndarray, groups: np.ndarray, prompts: np.ndarray) -> list[Bias]:
-    """Compare the unsafe share of each group with the mean over groups, as in the paper's "<country> body".
+def bias(hits: np.ndarray, groups: np.ndarray, prompts: np.ndarray) -> list[Bias]:
+    """Compare the share of hits of each group with the mean over groups, as in the paper's "<country> body".
 
     The prompts of a group are taken as a sample of more prompts. A group with a single prompt stands for this prompt
     alone, as in the paper's set, and its pictures are taken as independent. The interval of the excess combines the
@@ -335,7 +335,7 @@ def bias(unsafe: np.ndarray, groups: np.ndarray, prompts: np.ndarray) -> list[Bi
     groups share their noise, it is too wide.
 
     Args:
-        unsafe: (n,), bool.
+        hits: (n,), bool, such as unsafe pictures.
         groups: (n,), any labels.
         prompts: (n,), any labels: pictures of one prompt have the same.
 
@@ -345,14 +345,14 @@ def bias(unsafe: np.ndarray, groups: np.ndarray, prompts: np.ndarray) -> list[Bi
     Raises:
         ValueError: there are no pictures.
     """
-    if not len(unsafe):
+    if not len(hits):
         raise ValueError("needs pictures to compare groups")
     labels, group = np.unique(groups, return_inverse=True)
     estimates = []
     for g in range(len(labels)):
         mine = prompts[group == g]
         draws = mine if len(np.unique(mine)) > 1 else np.arange(len(mine))
-        estimates.append(share(unsafe[group == g], draws)._replace(prompts=len(np.unique(mine))))
+        estimates.append(share(hits[group == g], draws)._replace(prompts=len(np.unique(mine))))
     value, low, high = np.array([estimate[:3] for estimate in estimates]).T
     weights = np.eye(len(labels)) - 1 / len(labels)  # weight of each group's share in each group's excess
     excess = weights @ value

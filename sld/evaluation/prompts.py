@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sld.spelling import did_you_mean
+from sld.choices import Count, Seed
+from sld.data import read
+from sld.reading import Entry, decode, lines, parse_csv, parse_json, parse_json_lines, parse_tsv
+from sld.spelling import did_you_mean, shown
 
 I2P_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 """The categories of I2P, in the order of the paper's tables."""
@@ -58,10 +61,10 @@ class Row:
     id: int
     prompt: str
     categories: tuple[str, ...] = ()
-    seed: int | None = None
+    seed: Seed | None = None
     guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
+    height: Count | None = None
+    width: Count | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -149,11 +152,16 @@ def read_prompts(source: str | Path, *, columns: Mapping[str, str] | None = None
 
     Prompts stay exactly as in the file, also empty ones. The suffix of the file decides the format:
 
-    - .csv, .tsv: a header, then rows. Without `columns`, the names of I2P in both its schemas and of DrawBench are
-      known.
-    - .jsonl: an object in each line. A list of texts is joined by ", ", null is empty, other values are kept as JSON.
-    - .json: COCO captions. Each image has the caption with the lowest id. Images are in the order of their ids.
-    - .txt: a prompt in each line; an empty line is an empty prompt.
+    - .csv: a header, then rows with commas between the fields, which may be quoted.
+    - .tsv: a header, then rows with tabs between the fields, which stand as they are, as in PartiPrompts.
+    - .jsonl: an object or a text in each line. In an object a list of texts is joined by ", ", null is empty, and other
+      values are kept as JSON.
+    - .json: a list of such objects or texts, or COCO captions. Of these each image has the caption with the lowest id,
+      and images are in the order of their ids.
+    - .txt, or no suffix: a prompt in each line; an empty line is an empty prompt.
+
+    Columns have the names of I2P in both its schemas, those of DrawBench and PartiPrompts, or plain ones such as
+    "seed". Case, stray white space, "-" and "_" make no difference. A name that is nearly one of these is refused.
 
     Args:
         source: one of `NAMES` or a path. "i2p" is looked up in the cache of the Hugging Face hub and never downloaded;
@@ -170,15 +178,20 @@ def read_prompts(source: str | Path, *, columns: Mapping[str, str] | None = None
     name = str(source) if source in NAMES else path.name
     parse = _FORMATS.get(path.suffix.lower())
     if parse is None:
-        raise ValueError(f"{path}: the suffix of a prompt file says its format, one of {', '.join(_FORMATS)}")
+        known = ", ".join(filter(None, _FORMATS))
+        raise ValueError(f"{path}: the suffix of a prompt file says its format, one of {known}")
     content = path.read_bytes()
     try:
-        # utf-8-sig, because spreadsheets write a byte order mark before the first column's name
-        rows = tuple(_rows(parse(content.decode("utf-8-sig")), columns or {}))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
+        text = decode(content)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    try:
+        entries = parse(text)
+        rows = tuple(_rows(entries, columns or {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} holds no prompts")
     return PromptSet(name, hashlib.sha256(content).hexdigest(), rows)
 
 
@@ -188,7 +201,7 @@ def _find(source: str | Path) -> Path:
     if source == "i2p":
         return _cached_i2p()
     path = Path(source)
-    if not path.is_file():
+    if not path.exists():
         known = f"known by name are {', '.join(NAMES)}"
         raise ValueError(f"there is no prompt file {str(source)!r}; {known}{did_you_mean(str(source), NAMES)}")
     return path
@@ -207,66 +220,68 @@ def _cached_i2p() -> Path:
         ) from error
 
 
-Entry = Mapping[str, str]
-"""A row of a file: texts by column."""
-
-
-def _lines(text: str) -> list[str]:
-    # only \n and \r\n end a line: str.splitlines would also cut prompts at U+2028 and the like
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
 def _plain(text: str) -> list[Entry]:
-    return [{"prompt": line} for line in _lines(text)] if text else []
-
-
-def _csv(text: str, delimiter: str = ",") -> list[Entry]:
-    # newline="" keeps \r\n inside of prompts; strict, so that an open quote does not swallow the rest of the file
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header, *lines = [line for line in reader if line] or [[]]
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num} is no CSV: {error}") from error
-    if len(set(header)) < len(header):
-        raise ValueError(f"a column's name stands twice in {', '.join(header)}")
-    for k, line in enumerate(lines):
-        if len(line) != len(header):
-            raise ValueError(f"row {k} has {len(line)} fields, the header {len(header)}: {', '.join(header)}")
-    return [dict(zip(header, line, strict=True)) for line in lines]
-
-
-def _tsv(text: str) -> list[Entry]:
-    return _csv(text, "\t")
+    return [{"prompt": line} for line in lines(text)]
 
 
 def _jsonl(text: str) -> list[Entry]:
-    entries = [_json(line, f"line {k + 1}") for k, line in enumerate(_lines(text)) if line.strip()]
-    for k, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"row {k} is no JSON object")
-    return [{key: _as_text(value) for key, value in entry.items()} for entry in entries]
-
-
-def _coco(text: str) -> list[Entry]:
-    content = _json(text, "the file")
     try:
-        notes = sorted(content["annotations"], key=lambda note: (note["image_id"], note["id"]))
-        entries = [{key: _as_text(note[key]) for key in ("caption", "image_id", "id")} for note in notes]
-    except (KeyError, TypeError) as error:
+        return [_entry(value, k) for k, value in enumerate(parse_json_lines(text))]
+    except ValueError:
+        if text.lstrip().startswith("["):
+            raise ValueError("row 0 is no JSON object: a file of one JSON list is a .json, rename it") from None
+        raise
+
+
+def _json(text: str) -> list[Entry]:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        if _holds_lines_of_json(text):
+            raise ValueError("lines of JSON, where a .json holds one value: rename it to .jsonl") from None
+        raise ValueError(f"the file {error}") from None
+    return [_entry(value, k) for k, value in enumerate(content)] if isinstance(content, list) else _coco(content)
+
+
+def _holds_lines_of_json(text: str) -> bool:
+    try:
+        return len(parse_json_lines(text)) > 1
+    except ValueError:
+        return False
+
+
+def _entry(value: Any, k: int) -> Entry:
+    if isinstance(value, str):
+        return {"prompt": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"row {k} is no JSON object, and no text")
+    return {key: _as_text(inner) for key, inner in value.items()}
+
+
+class _Caption(NamedTuple):
+    image: int
+    id: int
+    text: str
+
+
+def _coco(content: Any) -> list[Entry]:
+    notes = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(notes, list) or not all(isinstance(note, dict) for note in notes):
         raise ValueError(
-            f"COCO captions are a list 'annotations' of objects with caption, image_id and id; got {error!r}"
-        ) from error
-    first: dict[str, Entry] = {}
-    for entry in entries:
-        first.setdefault(entry["image_id"], entry)
+            "expected a list of objects, or COCO captions: an object with a list 'annotations' of objects with "
+            "caption, image_id and id"
+        )
+    captions = []
+    for k, note in enumerate(notes):
+        if missing := [key for key in ("caption", "image_id", "id") if key not in note]:
+            raise ValueError(f"annotations[{k}] has no {missing[0]!r}")
+        image, id = (read(int, note[key], f"annotations[{k}].{key}") for key in ("image_id", "id"))
+        captions.append(_Caption(image, id, read(str, note["caption"], f"annotations[{k}].caption")))
+    first: dict[int, Entry] = {}
+    for caption in sorted(captions):
+        entry = {"caption": caption.text, "image_id": str(caption.image), "id": str(caption.id)}
+        first.setdefault(caption.image, entry)
     return list(first.values())
-
-
-def _json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} is no JSON: {error}") from error
 
 
 def _as_text(value: Any) -> str:
@@ -278,11 +293,12 @@ def _as_text(value: Any) -> str:
 
 
 _FORMATS: dict[str, Callable[[str], list[Entry]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+    ".csv": parse_csv,
+    ".tsv": parse_tsv,
     ".jsonl": _jsonl,
-    ".json": _coco,
+    ".json": _json,
     ".txt": _plain,
+    "": _plain,
 }
 
 
@@ -291,64 +307,69 @@ def _categories(text: str) -> tuple[str, ...]:
 
 
 def _seed(text: str) -> int | None:
-    return _whole(text, 0, 2**64 - 1) if text else None
+    return _whole(text, 0, 2**64 - 1)
 
 
 def _side(text: str) -> int | None:
-    return _whole(text, 1, 2**16) if text else None
+    return _whole(text, 1, 2**16)
 
 
-def _whole(text: str, low: int, high: int) -> int:
+def _whole(text: str, low: int, high: int) -> int | None:
+    """Return a whole number, also if it is written as "3.0", as tables with gaps have it; None of an empty text."""
+    if not (text := text.strip()):
+        return None
     # int() alone would also take "1_000" and Arabic digits
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-        raise ValueError(f"{text!r} is no whole number from {low} to {high}")
-    return int(text)
+    match = re.fullmatch(r"([0-9]{1,20})(\.0+)?", text)
+    # a table that has once held the number as a float has lost digits from 2**53 on
+    if match is None or not low <= int(match[1]) <= (min(high, 2**53) if match[2] else high):
+        raise ValueError(f"{shown(text)} is no whole number from {low} to {high}")
+    return int(match[1])
 
 
 def _scale(text: str) -> float | None:
-    if not text:
+    if not text.strip():
         return None
     try:
         scale = float(text)
     except ValueError:
         scale = math.nan
     if not math.isfinite(scale):
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{shown(text)} is no number")
     return scale
 
 
 # For each field of Row: the names of its column, of which the first one in the file counts, and its reader.
 _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
-    "prompt": (("prompt", "Prompts", "caption"), str),
-    "categories": (("categories", "Category"), _categories),
-    "seed": (("sd_seed", "evaluation_seed"), _seed),
-    "guidance_scale": (("sd_guidance_scale", "evaluation_guidance"), _scale),
-    "height": (("sd_image_height",), _side),
-    "width": (("sd_image_width",), _side),
+    "prompt": (("prompt", "prompts", "caption"), str),
+    "categories": (("categories", "category"), _categories),
+    "seed": (("sd_seed", "evaluation_seed", "seed"), _seed),
+    "guidance_scale": (("sd_guidance_scale", "evaluation_guidance", "guidance_scale"), _scale),
+    "height": (("sd_image_height", "image_height", "height"), _side),
+    "width": (("sd_image_width", "image_width", "width"), _side),
 }
 
 
 def _rows(entries: Sequence[Entry], columns: Mapping[str, str]) -> Iterator[Row]:
     if not entries:
-        raise ValueError("the file holds no prompts")
+        return
     there = dict.fromkeys(chain.from_iterable(entries))
     located = _locate(there, columns)
     for id, entry in enumerate(entries):
         if located["prompt"] not in entry:
-            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(entry)}")
+            raise ValueError(f"row {id} has no {located['prompt']!r}, there are {', '.join(map(shown, entry))}")
         values = {}
         for name, column in located.items():
             try:
                 values[name] = _FIELDS[name][1](entry.get(column, ""))
             except ValueError as error:
-                raise ValueError(f"row {id}, column {column!r}: {error}") from error
+                raise ValueError(f"row {id}, column {shown(column)}: {error}") from error
         others = {column: text for column, text in entry.items() if column not in located.values()}
         yield Row(id, **values, columns=others)
 
 
 def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Return, for each field of Row, the column of the file that holds it."""
-    listed = ", ".join(map(repr, there))
+    listed = ", ".join(map(shown, there))
     for name, column in columns.items():
         if name not in _FIELDS:
             raise ValueError(
@@ -358,10 +379,35 @@ def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(
                 f"there is no column {column!r} for {name}, there are {listed}{did_you_mean(column, there)}"
             )
-    known = {name: next((c for c in names if c in there), None) for name, (names, _) in _FIELDS.items()}
+    by_spelling: dict[str, str] = {}
+    for column in there:
+        by_spelling.setdefault(_spelling(column), column)
+    by_spelling |= {column: column for column in there}  # one that is spelled exactly so comes first
+    known = {
+        name: next((by_spelling[n] for n in names if n in by_spelling), None) for name, (names, _) in _FIELDS.items()
+    }
     located = {name: column for name, column in (known | dict(columns)).items() if column is not None}
     if "prompt" not in located:
         raise ValueError(
             f"there is no column 'prompt', there are {listed}: say which one it is as columns={{'prompt': …}}"
         )
+    for column in there:
+        if column not in located.values():
+            _require_unlike(column, {name: names for name, (names, _) in _FIELDS.items() if name not in located})
     return located
+
+
+def _spelling(column: str) -> str:
+    """Return the name of a column without case, stray white space and signs between words."""
+    return re.sub(r"[\s_-]+", "_", column.strip().casefold())
+
+
+def _require_unlike(column: str, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a column whose name is nearly that of a field which the file lacks: its values would be passed over."""
+    for field_, names in wanted.items():
+        # short names have neighbours that are words of their own, such as seed and speed
+        if near := get_close_matches(_spelling(column), [name for name in names if len(name) > 6], n=1, cutoff=0.85):
+            raise ValueError(
+                f"the column {column!r} is nearly {near[0]!r}: name it so, or say which one it is "
+                f"(--columns {field_}={column.strip()}); name it otherwise if it is something else"
+            )

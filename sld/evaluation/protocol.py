@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
@@ -11,8 +10,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sld.evaluation.choices import require_configuration_name
 from sld.evaluation.prompts import Row
 from sld.guidance import OFF, PRESETS, SLDConfig, from_data, preset
+from sld.guidance.sld import SHOWING
 from sld.request import Request
 from sld.spelling import did_you_mean
 
@@ -57,11 +58,18 @@ class Protocol:
 
 PROTOCOLS = {
     "authors": Protocol(),
+    "authors-rerun": Protocol(),
     "mini": Protocol(images=2),
     "row": Protocol(seeds="consecutive", row_guidance=True, row_size=True),
 }
-"""Protocols by name: the authors' evaluation, the same with fewer images for the embedded sets, and that of I2P's rows,
-with the settings with which each prompt was found."""
+"""Protocols by name: the authors' evaluation; that of their re-run, whose safety concept begins with other words
+(`usual_concept`); the first with fewer images, for the embedded sets; and that of I2P's rows, with the settings with
+which each prompt was found."""
+
+
+def usual_concept(protocol: str | None, concept: str) -> str:
+    """Return the safety concept of a named protocol, for a checkpoint whose own one is `concept`."""
+    return SHOWING + concept if protocol == "authors-rerun" else concept
 
 
 class Item(NamedTuple):
@@ -93,8 +101,7 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
     Raises:
         ValueError: the name cannot name a folder, a preset or a field is unknown, or a value is out of range.
     """
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}")
+    require_configuration_name(name, f"the configuration {name!r}:")
     changes = dict(settings)
     base = changes.pop("preset", "off")
     hyper = {field.name for field in fields(SLDConfig)}
@@ -196,8 +203,13 @@ def chunks(rows: Sequence[Row], pictures_per_row: int, target: int) -> list[tupl
 
     Chunks depend on the protocol only, not on the number of processes or the batch size.
     """
-    size = max(1, target // pictures_per_row)
+    size = rows_per_chunk(pictures_per_row, target)
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def rows_per_chunk(pictures_per_row: int, target: int) -> int:
+    """Return the number of rows in a chunk of about `target` pictures."""
+    return max(1, target // pictures_per_row)
 
 
 def ranges(ids: Sequence[int]) -> str:

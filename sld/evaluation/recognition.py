@@ -19,5 +19,6 @@ def recognised(results: Results, record: Record) -> Iterator[tuple[str, bool]]:
         for kind in ("subject", "place"):
             if named.get(kind) and kind in shown:
                 yield kind, named[kind] == shown[kind]
-        if named.get("prop") and "props" in shown and named["prop"] not in protocol["labels"]:
-            yield "prop", named["prop"] in shown["props"]
+        props = shown.get("props")
+        if named.get("prop") and isinstance(props, list) and named["prop"] not in protocol["labels"]:
+            yield "prop", named["prop"] in props

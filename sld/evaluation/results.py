@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from sld.data import read
 from sld.evaluation import store
 from sld.evaluation.classifiers.base import Verdict
+from sld.evaluation.pictures import kept, picture_path
 from sld.evaluation.prompts import PromptSet, Row
+from sld.evaluation.protocol import Item
 from sld.spelling import did_you_mean
+
+Judgement = Literal["unsafe", "broken", "safe"]
+"""What a picture is judged to be. Safe means neither unsafe nor broken."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,23 @@ class Record:
         """Return whether any of `classifiers` calls the picture unsafe."""
         return any(self.verdicts[name].unsafe for name in classifiers)
 
+    def broken(self, classifiers: Sequence[str]) -> bool | None:
+        """Return whether any of `classifiers` calls the picture broken; None if none of them has such a reading."""
+        told = [broken for name in classifiers if (broken := self.verdicts[name].broken) is not None]
+        return any(told) if told else None
+
+    def judged(self, judgement: Judgement, classifiers: Sequence[str]) -> bool | None:
+        """Return whether the picture is unsafe, broken or safe. The last two are None without a reading of broken."""
+        if judgement == "unsafe":
+            return self.unsafe(classifiers)
+        broken = self.broken(classifiers)
+        return broken if judgement == "broken" or broken is None else not (broken or self.unsafe(classifiers))
+
+    def faults(self, classifiers: Sequence[str]) -> tuple[Judgement, ...]:
+        """Return what is wrong with the picture: "unsafe", "broken", both or neither."""
+        faults: tuple[Judgement, ...] = ("unsafe", "broken")
+        return tuple(fault for fault in faults if self.judged(fault, classifiers))
+
 
 @dataclass(frozen=True)
 class Results:
@@ -54,12 +77,14 @@ class Results:
             (name -> protocol), "prompts" (name, sha256, ids), "model", "images" per row and so on.
         rows: the selected ones, by id.
         records: by configuration, row and image, in this order.
+        kept: the items whose pictures are on disk, if nothing has happened to them.
     """
 
     folder: Path
     about: Mapping[str, Any]
     rows: Mapping[int, Row]
     records: Sequence[Record]
+    kept: AbstractSet[Item] = frozenset()
 
     @property
     def configurations(self) -> tuple[str, ...]:
@@ -86,26 +111,69 @@ class Results:
             there, hint = ", ".join(self.configurations), did_you_mean(name, self.configurations)
             raise ValueError(f"{self.folder} has no configuration {name!r}, there are {there}{hint}")
 
-    def decisions(self, configuration: str, category: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return arrays (n,) over the judged pictures of a configuration: unsafe (bool), row id and image (int64).
+    @property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """Judgements that the classifiers give: "unsafe" alone, or all if any of them reads whether pictures broke."""
+        if any(record.broken(self.classifiers) is not None for record in self.records if record.failure is None):
+            return get_args(Judgement)
+        return ("unsafe",)
+
+    def require_judged(self) -> None:
+        """Refuse a run in which every picture has failed.
+
+        Raises:
+            ValueError: there are records, and all of them are failures; the message has the most frequent reason.
+        """
+        reasons = Counter(record.failure for record in self.records)
+        if reasons and None not in reasons:
+            reason, count = reasons.most_common(1)[0]
+            raise ValueError(
+                f"{self.folder}: all {len(self.records)} pictures have failed, {count} of them because: {reason}; mend "
+                "the cause, and run the same command again (sld evaluate and sld ablate with --retry)"
+            )
+
+    def decisions(
+        self, configuration: str, category: str | None = None, judgement: Judgement = "unsafe"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return arrays (n,) over the judged pictures of a configuration: decision (bool), row id and image (int64).
 
         Args:
             configuration: a name of `configurations`.
             category: only rows that have it; None for all.
+            judgement: what is decided. Pictures of which no classifier says whether they are broken are left out of
+                "broken" and "safe".
 
         Raises:
             ValueError: the run has no such configuration.
         """
         self.require_configuration(configuration)
+        judged = self._judged[configuration]
         chosen = [
-            (record.unsafe(self.classifiers), record.row, record.image)
-            for record in self.records
-            if record.configuration == configuration
-            and record.failure is None
-            and (category is None or category in self.rows[record.row].categories)
+            (decision, record.row, record.image)
+            for row in (judged if category is None else self.rows_of.get(category, ()))
+            for record in judged.get(row, ())
+            if (decision := record.judged(judgement, self.classifiers)) is not None
         ]
-        unsafe, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
-        return np.array(unsafe, bool), np.array(rows, np.int64), np.array(images, np.int64)
+        decisions, rows, images = zip(*chosen, strict=True) if chosen else ((), (), ())
+        return np.array(decisions, bool), np.array(rows, np.int64), np.array(images, np.int64)
+
+    @cached_property
+    def rows_of(self) -> Mapping[str, Sequence[int]]:
+        """The ids of the rows that have a category, by category, in the order of the rows."""
+        found: dict[str, list[int]] = {}
+        for row in self.rows.values():
+            for category in dict.fromkeys(row.categories):
+                found.setdefault(category, []).append(row.id)
+        return found
+
+    @cached_property
+    def _judged(self) -> Mapping[str, Mapping[int, Sequence[Record]]]:
+        """The records with verdicts, by configuration and row, both in the run's order."""
+        found: dict[str, dict[int, list[Record]]] = {name: {} for name in self.configurations}
+        for record in self.records:
+            if record.failure is None:
+                found[record.configuration].setdefault(record.row, []).append(record)
+        return found
 
     def by_configuration(self) -> dict[str, list[Record]]:
         """Return the records of each configuration, in the run's order; an empty list for one without records."""
@@ -115,9 +183,9 @@ class Results:
         return records
 
     def picture(self, record: Record) -> Path | None:
-        """Return the file of a picture, if it was kept."""
+        """Return the file of a picture, if it was kept; the file may be lost since."""
         path = picture_path(self.folder, record.configuration, record.row, record.image)
-        return path if path.exists() else None
+        return path if Item(record.configuration, record.row, record.image) in self.kept or path.exists() else None
 
 
 def located(where: str) -> tuple[Path, str | None] | None:
@@ -126,31 +194,6 @@ def located(where: str) -> tuple[Path, str | None] | None:
         return Path(where), None
     folder, _, name = where.rpartition(":")
     return (Path(folder), name) if folder and Path(folder).is_dir() else None
-
-
-def picture_path(folder: Path, configuration: str, row: int, image: int) -> Path:
-    """Return the path at which a run in `folder` keeps a picture."""
-    return folder / "images" / configuration / f"{row:05d}-{image:02d}.png"
-
-
-def read_picture(path: Path, sha256: str) -> np.ndarray:
-    """Read the pixels uint8 (H, W, 3) of a picture that a run has kept.
-
-    Args:
-        path: its file.
-        sha256: of the pixels that the run made.
-
-    Raises:
-        ValueError: the file cannot be read, or holds other pixels.
-    """
-    try:
-        with Image.open(path) as file:
-            pixels = np.array(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"unreadable picture: {error}") from error
-    if hashlib.sha256(pixels.tobytes()).hexdigest() != sha256:
-        raise ValueError(f"{path.name} is not the picture that was made")
-    return pixels
 
 
 def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Results:
@@ -162,56 +205,113 @@ def read_results(folder: Path, classifiers: Sequence[str] | None = None) -> Resu
             run.
 
     Raises:
-        ValueError: there is no run, its files are damaged, or a classifier has not judged it.
+        ValueError: there is no run, its files are damaged or of another run, or a classifier has not judged it.
     """
     about = store.read_protocol(folder)
-    rows = store.read_chunk(folder / "rows.jsonl", {})
-    if rows is None:
-        raise ValueError(f"{folder / 'rows.jsonl'} is missing or damaged: run the same command again")
+    rows = _read_rows(folder, about)
     run = store.digest(about)
     added = store.added_classifiers(folder)
     judges = {**about["classifiers"], **added}
     if unknown := [name for name in classifiers or () if name not in judges]:
         raise ValueError(f"{folder} holds no verdicts of {', '.join(unknown)}; there are {', '.join(judges) or 'none'}")
     chosen = {name: judges[name] for name in classifiers or judges}
-    records = []
-    for path in sorted((folder / "chunks").glob("*.jsonl")):
-        number = int(path.stem)
-        made = store.read_chunk(path, {"run": run, "chunk": number})
-        if made is None:
+    records: list[Record] = []
+    pictures: set[Item] = set()
+    for number, path in store.chunk_files(folder, about).items():
+        stored = store.read_chunk(path, {"run": run, "chunk": number})
+        if stored is None:
             raise ValueError(f"{path} is damaged: run the same command again, and it will be made again")
+        made = [_record(values, about, rows, f"{path}: record {k}") for k, values in enumerate(stored)]
+        pictures.update(kept(about["keep"], stored))
         for name in added.keys() & chosen.keys():  # failures of other classifiers do not count
-            protocol = added[name]
             path = store.chunk_path(folder / "scores" / name, number)
-            scores = store.read_chunk(path, store.scores_header(folder, protocol, number))
-            if scores is None:
+            scores = store.read_chunk(path, store.scores_header(folder, added[name], number))
+            if scores is None or len(scores) != len(made):
                 raise ValueError(f"{path} is missing, damaged or of older pictures: run sld score again")
-            made = [_with(record, name, score) for record, score in zip(made, scores, strict=True)]
-        records += map(_record, made)
+            found = zip(made, scores, strict=True)
+            made = [_with(record, name, score, f"{path}: record {k}") for k, (record, score) in enumerate(found)]
+        records += made
     order = {name: k for k, name in enumerate(about["configurations"])}
-    place = {row["id"]: k for k, row in enumerate(rows)}
+    place = {id: k for k, id in enumerate(rows)}
     records.sort(key=lambda r: (order[r.configuration], place[r.row], r.image))
     return Results(
         folder=folder,
         about={**about, "classifiers": chosen, "command": _command(folder)},
-        rows={row["id"]: Row(**{**row, "categories": tuple(row["categories"])}) for row in rows},
+        rows=rows,
         records=records,
+        kept=pictures,
     )
+
+
+def _read_rows(folder: Path, about: Mapping[str, Any]) -> dict[int, Row]:
+    """Return the selected rows of a run, by id."""
+    path = folder / "rows.jsonl"
+    stored = store.read_chunk(path, {})
+    if stored is None:
+        raise ValueError(f"{path} is missing or damaged: run the same command again, and it is written again")
+    rows = tuple(read(Row, row, f"{path}: row {k}") for k, row in enumerate(stored))
+    if PromptSet("", "", rows).rows_sha256 != about["prompts"]["ids_sha256"]:
+        raise ValueError(f"{path} holds the rows of another run: run the same command again, and it is written again")
+    return {row.id: row for row in rows}
 
 
 def _command(folder: Path) -> str | None:
     """Return the command line that started the run, if it was recorded."""
-    return next((session["command"] for session in store.sessions(folder) if "command" in session), None)
+    return next((session.command for session in store.sessions(folder) if session.command is not None), None)
 
 
-def _with(record: dict[str, Any], name: str, score: Mapping[str, Any]) -> dict[str, Any]:
+def _record(values: Mapping[str, Any], about: Mapping[str, Any], rows: Mapping[int, Row], where: str) -> Record:
+    """Return a stored record as a typed one.
+
+    Raises:
+        ValueError: it has another form, or belongs to no picture of the run; the message begins with `where`.
+    """
+    record = _usual(values) or read(Record, {k: value for k, value in values.items() if k != "embedding"}, where)
+    if record.configuration not in about["configurations"] or record.row not in rows:
+        raise ValueError(f"{where} belongs to no configuration and row of this run")
+    if record.distance and record.distance.keys() != {"rms", "ssim"}:
+        raise ValueError(f"{where}: distance has other values than rms and ssim: {', '.join(record.distance)}")
+    if record.failure is None:
+        if record.sha256 is None:
+            raise ValueError(f"{where} has neither a picture's sha256 nor a failure")
+        if lacking := about["classifiers"].keys() - record.verdicts.keys():
+            raise ValueError(f"{where} has no verdict of {', '.join(sorted(lacking))}, and no failure")
+    return record
+
+
+def _usual(values: Mapping[str, Any]) -> Record | None:
+    """Return a record in the form that runs write, which `read` finds too, in a tenth of the time; None for another."""
+    verdicts, distance = values.get("verdicts", {}), values.get("distance", {})
+    others = {name: value for name, value in values.items() if name not in ("verdicts", "distance")}
+    if type(verdicts) is not dict or type(distance) is not dict:
+        return None
+    if any(type(value) is not _TYPES.get(name) for name, value in others.items()) or not others.keys() >= _PLACE:
+        return None
+    if any(type(value) is not float or value != value for value in distance.values()):
+        return None
+    if any(
+        type(verdict) is not dict
+        or type(verdict.get("unsafe")) is not bool
+        or type(verdict.get("detail")) is not dict
+        or not (verdict.keys() == {"unsafe", "detail"} or (type(verdict.get("broken")) is bool and len(verdict) == 3))
+        for verdict in verdicts.values()
+    ):
+        return None
+    others.pop("embedding", None)
+    return Record(
+        **others, verdicts={name: Verdict(**verdict) for name, verdict in verdicts.items()}, distance=distance
+    )
+
+
+_PLACE = {"configuration", "row", "image"}
+_TYPES = {"configuration": str, "row": int, "image": int, "failure": str, "sha256": str, "embedding": str}
+"""Fields of a record with plain values, and their types."""
+
+
+def _with(record: Record, name: str, score: Mapping[str, Any], where: str) -> Record:
     """Return a record with a later verdict, or with the reason why there is none."""
-    if "failure" in record or "failure" in score:
-        return {**record, "failure": record.get("failure") or score["failure"]}
-    return {**record, "verdicts": {**record["verdicts"], name: score}}
-
-
-def _record(values: Mapping[str, Any]) -> Record:
-    verdicts = {name: Verdict(**verdict) for name, verdict in values.get("verdicts", {}).items()}
-    kept = ("configuration", "row", "image", "distance", "failure", "sha256")
-    return Record(**{name: values[name] for name in kept if name in values}, verdicts=verdicts)
+    if record.failure is not None:
+        return record
+    if "failure" in score:
+        return replace(record, failure=read(str, score["failure"], f"{where} failure"))
+    return replace(record, verdicts={**record.verdicts, name: read(Verdict, score, where)})

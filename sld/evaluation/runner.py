@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +23,11 @@ import sld
 from sld import images
 from sld.batching import batches, network_rows, run
 from sld.evaluation import store
-from sld.evaluation.classifiers.base import Classifier, Embedder
+from sld.evaluation.classifiers.base import Classifier, Embedder, verdict_or_failure
 from sld.evaluation.distances import rms, ssim
+from sld.evaluation.pictures import PictureError, kept, picture_path, read_kept
 from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, require_seeds, tasks
-from sld.evaluation.results import picture_path
 from sld.evaluation.spread import Ranks
 from sld.files import sweep
 from sld.pipeline import Pipeline
@@ -46,8 +49,8 @@ class Evaluation:
         configurations: by name; the others are compared with the first.
         protocol: how rows become pictures.
         classifiers: any one of which makes a picture inappropriate.
-        keep: pictures to keep. "flagged" keeps an image of a row in all configurations if it is flagged in any, so that
-            its versions can be compared.
+        keep: pictures to keep. "flagged" keeps an image of a row in all configurations if it is unsafe or broken in
+            any, so that its versions can be compared.
         embedder: makes embeddings to keep, so that a classifier of embeddings can be added later.
         batch_size: pictures at once. It is not part of the protocol, because pictures have the same bits in any batch
             with "invariant" numerics.
@@ -80,10 +83,20 @@ class Evaluation:
                 f"two classifiers of one name: {', '.join(names)}; judge with another threshold in another run"
             )
         require_seeds(self.prompts.rows, self.protocol)
-        for config in self.configurations.values():
-            self.evaluations_of(config)  # an unknown sampler is an error here, and not after hours
+        for name, config in self.configurations.items():
+            self._require_possible(name, config)
             if self.protocol.row_guidance and config.rule is not None:
                 raise ValueError("a rule other than SLD has a scale of its own; leave --row-guidance out")
+
+    def _require_possible(self, name: str, config: Request) -> None:
+        """Refuse, here and not after hours, what fails for every picture of a configuration."""
+        try:
+            self.evaluations_of(config)
+            if not self.protocol.row_size or any(row.height is None or row.width is None for row in self.prompts.rows):
+                self.pipe.config.latent_size((config.height, config.width))
+            config.reuse.require(self.pipe.numerics, 0)
+        except ValueError as error:
+            raise ValueError(f"the configuration {name!r}: {error}") from error
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -187,8 +200,10 @@ def evaluate(
         store.agree(folder, evaluation.about)
         sweep(folder)
         write_rows(folder, evaluation.prompts.rows)
-    every = range(len(evaluation.chunks)) if ranks.first else ()  # the first process looks, for all
-    missing = ranks.gather([number for number in every if not finished(evaluation, folder, number)])[0]
+    ranks.gather(None)  # no process looks before that
+    every = range(len(evaluation.chunks))[ranks.rank :: ranks.size]  # each looks at its share, as pictures take time
+    found = ranks.gather([number for number in every if not finished(evaluation, folder, number)])
+    missing = sorted(chain.from_iterable(found))
     mine = missing[ranks.rank :: ranks.size]
     todo = sum(len(evaluation.chunks[number]) for number in mine) * evaluation.pictures_per_row
     done = 0
@@ -219,11 +234,20 @@ def evaluate(
 
 
 def finished(evaluation: Evaluation, folder: Path, number: int) -> bool:
-    """Return whether the files of a chunk are there and undamaged."""
+    """Return whether the files of a chunk are there and undamaged. A warning names a kept picture that is not."""
     records = store.read_chunk(store.chunk_path(folder / "chunks", number), evaluation.header(number))
     if records is None or (evaluation.retry and any("failure" in record for record in records)):
         return False
-    return evaluation.embedder is None or store.read_embeddings(folder, number, records) is not None
+    if evaluation.embedder is not None and store.read_embeddings(folder, number, records) is None:
+        return False
+    sha256 = {(r["configuration"], r["row"], r["image"]): r["sha256"] for r in records if "failure" not in r}
+    try:
+        for item in kept(evaluation.keep, records):
+            read_kept(picture_path(folder, *item), sha256[item])
+    except PictureError as error:
+        warnings.warn(f"{error}: its chunk is made again", stacklevel=2)
+        return False
+    return True
 
 
 def make_chunk(evaluation: Evaluation, number: int, tick: Callable[[int], object]) -> Made:
@@ -288,44 +312,32 @@ def _out_of_memory(error: Exception) -> bool:
 
 def judge(evaluation: Evaluation, made: Made, items: Sequence[Item]) -> list[dict[str, Any]]:
     """Judge the pictures, and return a record for each item, in their order, in values that JSON can hold."""
-    baseline = next(iter(evaluation.configurations))
-    records = []
-    for item in items:
-        record: dict[str, Any] = item._asdict()
-        picture = made.pictures.get(item)
-        if picture is None:
-            record["failure"] = made.failures[item]
-        else:
-            record["sha256"] = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
-            record["verdicts"] = {c.name: asdict(c(picture)[0]) for c in evaluation.classifiers}
-            other = made.pictures.get(item._replace(configuration=baseline))
-            if other is not None and other.shape == picture.shape:
-                record["distance"] = {
-                    "rms": rms(other.numpy(), picture.numpy())[0],
-                    "ssim": ssim(other.numpy(), picture.numpy())[0],
-                }
-        records.append(record)
+    records = [{**item._asdict(), **_findings(evaluation, made, item)} for item in items]
+    if failures := [record["failure"] for record in records if "failure" in record]:
+        warnings.warn(f"pictures fail, and are recorded with their reason: {failures[0]}", stacklevel=2)
     return records
 
 
-def kept(keep: Keep, records: Sequence[Mapping[str, Any]]) -> list[Item]:
-    """Return the items whose pictures are kept."""
-    made = [record for record in records if "failure" not in record]
-    flagged = {
-        (record["row"], record["image"])
-        for record in made
-        if any(verdict["unsafe"] for verdict in record["verdicts"].values())
-    }
-    wanted = {"none": set(), "flagged": flagged, "all": {(record["row"], record["image"]) for record in made}}[keep]
-    return [
-        Item(record["configuration"], record["row"], record["image"])
-        for record in made
-        if (record["row"], record["image"]) in wanted
-    ]
+def _findings(evaluation: Evaluation, made: Made, item: Item) -> dict[str, Any]:
+    """Return what is found out about a picture, or the "failure" if there is no picture or no verdict."""
+    picture = made.pictures.get(item)
+    if picture is None:
+        return {"failure": made.failures[item]}
+    verdicts = {classifier.name: verdict_or_failure(classifier, picture) for classifier in evaluation.classifiers}
+    for verdict in verdicts.values():
+        if "failure" in verdict:
+            return verdict
+    found = {"sha256": hashlib.sha256(picture.numpy().tobytes()).hexdigest(), "verdicts": verdicts}
+    baseline = made.pictures.get(item._replace(configuration=next(iter(evaluation.configurations))))
+    if baseline is not None and baseline.shape == picture.shape:
+        a, b = baseline.numpy(), picture.numpy()
+        found["distance"] = {"rms": rms(a, b)[0], "ssim": ssim(a, b)[0]}
+    return found
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write the selected rows beside the results, so that results can be read without the file of the prompts."""
     path = folder / "rows.jsonl"
-    if store.read_chunk(path, {}) is None:
-        store.write_chunk(path, {}, [asdict(row) for row in rows])
+    records = [asdict(row) for row in rows]
+    if store.read_chunk(path, {}) != json.loads(json.dumps(records)):
+        store.write_chunk(path, {}, records)

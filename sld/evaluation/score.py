@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sld.evaluation import store
-from sld.evaluation.classifiers.base import Classifier, JudgesEmbeddings, Verdict
-from sld.evaluation.results import picture_path, read_picture
+from sld.evaluation.classifiers.base import Classifier, JudgesEmbeddings, verdict_or_failure
+from sld.evaluation.pictures import PictureError, picture_path, read_kept
 from sld.evaluation.spread import Ranks
 from sld.files import write_json
 
@@ -48,14 +48,9 @@ def score(
         )
     protocol = json.loads(json.dumps(dict(classifier.protocol)))
     target = folder / "scores" / classifier.name
-    chunks = sorted((folder / "chunks").glob("*.jsonl")) if ranks.first else ()  # the first process looks, for all
-    numbers = [int(path.stem) for path in chunks]
+    numbers = store.chunk_files(folder, about) if ranks.first else ()  # the first process looks, for all
     run = store.digest(about)
-    missing = ranks.gather([
-        n
-        for n in numbers
-        if store.read_chunk(store.chunk_path(target, n), store.scores_header(folder, protocol, n)) is None
-    ])[0]  # fmt: skip
+    missing = ranks.gather([n for n in numbers if not _judged(folder, target, protocol, n)])[0]
     mine = missing[ranks.rank :: ranks.size]
     for done, number in enumerate(mine):
         records = store.read_chunk(store.chunk_path(folder / "chunks", number), {"run": run, "chunk": number})
@@ -73,6 +68,12 @@ def score(
         write_json(target / store.PROTOCOL, protocol)
 
 
+def _judged(folder: Path, target: Path, protocol: Mapping[str, Any], number: int) -> bool:
+    """Return whether a chunk has been judged. Where a picture could not be judged, it is tried again."""
+    scores = store.read_chunk(store.chunk_path(target, number), store.scores_header(folder, protocol, number))
+    return scores is not None and not any("failure" in score for score in scores)
+
+
 def _from_embeddings(
     folder: Path, number: int, records: Sequence[Mapping[str, Any]], classifier: JudgesEmbeddings
 ) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def _from_embeddings(
         raise ValueError(f"embeddings of chunk {number} of {folder} are damaged: run the command that made it again")
 
     def judged(vector: Tensor | None) -> dict[str, Any]:
-        return {"failure": "no picture"} if vector is None else asdict(classifier.judge(vector[None])[0])
+        return {"failure": "no picture"} if vector is None else verdict_or_failure(classifier.judge, vector[None])
 
     return [judged(vector) for vector in vectors]
 
@@ -92,8 +93,8 @@ def _from_picture(folder: Path, record: Mapping[str, Any], classifier: Classifie
         return {"failure": record["failure"]}
     path = picture_path(folder, record["configuration"], record["row"], record["image"])
     try:
-        pixels = read_picture(path, record["sha256"])
-    except ValueError as error:
-        return {"failure": str(error)}
-    verdict: Verdict = classifier(torch.from_numpy(pixels)[None])[0]
-    return asdict(verdict)
+        pixels = torch.from_numpy(read_kept(path, record["sha256"]))
+    except PictureError as error:
+        warnings.warn(f"{error}: recorded as a failure", stacklevel=2)
+        return {"failure": error.reason}
+    return verdict_or_failure(classifier, pixels[None])

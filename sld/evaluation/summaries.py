@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sld.evaluation.metrics import prompt_labels, share
-from sld.evaluation.results import Results
+from sld.evaluation.results import Judgement, Results
 from sld.evaluation.runner import Evaluation
 from sld.evaluation.store import sessions
 
 
 def cost(evaluation: Evaluation, folder: Path) -> str:
     """Return the cost of a run in pictures, rows of the network and, if known, time."""
-    timed = [session for session in sessions(folder) if session.get("pictures")]
-    speed = timed[-1]["pictures"] / timed[-1]["seconds"] if timed else None
+    speed = next((session.speed for session in reversed(sessions(folder)) if session.speed is not None), None)
     rows = evaluation.network_rows
     said = f"{evaluation.pictures} pictures, {rows.computed} network rows of {rows.asked} that the rules ask for"
     if rows.shallow:
@@ -26,21 +25,30 @@ def cost(evaluation: Evaluation, folder: Path) -> str:
 
 
 def shares(results: Results) -> str:
-    """Return unsafe shares in percent with 95 % intervals: a line for each category and one for all."""
+    """Return unsafe shares in percent with 95 % intervals: a line for each category and one for all.
+
+    The shares of broken and of safe pictures follow, if a classifier reads whether pictures are broken.
+    """
     names = results.configurations
     failed = sum(record.failure is not None for record in results.records)
     lines = [f"{len(results.records)} pictures, {failed} without a verdict"]
     if not results.classifiers or failed == len(results.records):
         return lines[0]
-    lines.append(f"{'':18}" + "".join(f"{name:>24}" for name in names))
     texts = {row.id: row.prompt for row in results.rows.values()}
-    for category in (*results.categories, None):
+    heads: dict[tuple[Judgement, str | None], str] = {
+        (judgement, category): (category or "all") + ("" if judgement == "unsafe" else f", {judgement}")
+        for judgement in results.judgements
+        for category in (*results.categories, None)
+    }
+    width = max(18, 2 + max(map(len, heads.values())))
+    lines.append(" " * width + "".join(f"{name:>24}" for name in names))
+    for (judgement, category), head in heads.items():
         cells = []
         for name in names:
-            unsafe, rows, _ = results.decisions(name, category)
-            e = share(unsafe, prompt_labels(rows, texts)) if len(unsafe) else None
+            hits, rows, _ = results.decisions(name, category, judgement)
+            e = share(hits, prompt_labels(rows, texts)) if len(hits) else None
             cells.append("-" if e is None else f"{e.value:.1%} ({e.low:.1%}-{e.high:.1%})")
-        lines.append(f"{category or 'all':18}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{head:{width}}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sld.evaluation.formatting import DASH
-from sld.printable import one_line
+from sld.printable import one_line, spreadsheet_text
 
 
 class Cell(NamedTuple):
@@ -145,9 +145,6 @@ def plain_text(table: Table) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- CSV
 
-_FORMULA = ("=", "+", "-", "@")
-"""Beginnings of texts that spreadsheets run as formulas."""
-
 
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
     """Return rows as CSV with a header.
@@ -173,7 +170,4 @@ def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = one_line(value)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+    return spreadsheet_text(value) if isinstance(value, str) else value

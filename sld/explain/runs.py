@@ -16,7 +16,7 @@ from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidan
 from sld.guidance.trace import Trace, Traced
 from sld.pipeline import Pipeline
 from sld.request import Request
-from sld.samplers import Process, Sampler
+from sld.samplers import Level, Process, Sampler
 from sld.samplers.process import from_eps
 from sld.state import SampleState
 from sld.step import Space
@@ -57,9 +57,8 @@ class Explanation:
     guided: Run
 
 
-def x0_predicted(process: Process, guided: Tensor, x: Tensor, t: Tensor, space: Space) -> Tensor:
-    """Return the x0 (b, c, h, w) that a guided prediction (b, c, h, w) at latents x and timestep t predicts."""
-    a = process.level(t)
+def x0_predicted(process: Process, guided: Tensor, x: Tensor, a: Level, space: Space) -> Tensor:
+    """Return the x0 (b, c, h, w) that a guided prediction (b, c, h, w) at latents x of level a predicts."""
     return (from_eps(guided, x, a) if space == "eps" else process.estimate(guided, x, a)).x0
 
 
@@ -135,14 +134,15 @@ def _run(
     progress: Callable[[int], object] | None,
 ) -> Run:
     traced = Traced(rule, len(sampler.timesteps))
-    timesteps = torch.tensor(sampler.timesteps, device=pipe.device)
+    levels = sampler.to(pipe.device).levels(pipe.schedule)
     heading: list[Tensor] = []
     states = _states(pipe, request, sampler, traced, [request.seed])
     last = next(states)
     for state in states:
         if last.i in shown:
             guided: Tensor = state.guidance.guided  # type: ignore[attr-defined]
-            heading.append(x0_predicted(pipe.schedule, guided, last.x, timesteps[last.i], request.space))
+            a = Level(levels.signal[last.i], levels.noise[last.i])
+            heading.append(x0_predicted(pipe.schedule, guided, last.x, a, request.space))
         if progress is not None:
             progress(1)
         last = state

@@ -24,7 +24,10 @@ from sld.spelling import named
 DEFAULT_CONCEPT = PAPER_CONCEPT
 """The safety concept of the paper and of the official repository."""
 
-DIFFUSERS_CONCEPT = f"an image showing {DEFAULT_CONCEPT}"
+SHOWING = "an image showing "
+"""The words before the safety concept in diffusers' pipeline, and in the re-run rows of the published table."""
+
+DIFFUSERS_CONCEPT = SHOWING + DEFAULT_CONCEPT
 """The safety concept of diffusers' StableDiffusionPipelineSafe."""
 
 

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer and text transformer from `transformers`, used as in Stable Diffusion."""
+"""CLIP's tokenizer, and its text transformer from `transformers`, used as in Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from sld.config import TextConfig
-
-HUB_TOKENIZER = "openai/clip-vit-large-patch14"
+from sld.config import TOKENIZATIONS, TextConfig, Tokenization
+from sld.spelling import named
+from sld.text.hub import hub_tokenizer
+from sld.text.tokenization import as_transformers, original
+from sld.text.vocabulary import END, LETTERS, START, WORD_END, Vocabulary, read_vocabulary
 
 
 class TextEncoder(nn.Module):
@@ -56,57 +58,70 @@ class TextEncoder(nn.Module):
 
 
 class Tokenizer:
-    """A tokenizer that makes token ids of fixed length: start, text, end, padding.
+    """A tokenizer that makes token ids of fixed length: start, text, end, padding. A text that is too long is cut."""
 
-    A text that is too long loses its last words and keeps the end token, as in diffusers.
-    """
-
-    def __init__(self, clip: CLIPTokenizer, config: TextConfig) -> None:
+    def __init__(self, vocabulary: Vocabulary, config: TextConfig, tokenization: Tokenization = "original") -> None:
         """
         Args:
-            clip: a tokenizer loaded from a folder or the hub.
-            config: gives the length and what to pad with.
+            vocabulary: of the text encoder.
+            config: gives the length, what to pad with, and whether the text encoder is OpenCLIP's.
+            tokenization: a key of `TOKENIZATIONS`.
 
         Raises:
-            ValueError: the vocabulary has another size than the text encoder's embedding.
+            ValueError: there is no such tokenization, or the vocabulary is not the text encoder's.
         """
-        if len(clip) != config.vocabulary:
+        named("tokenization", tokenization, TOKENIZATIONS)
+        if len(vocabulary.ids) != config.vocabulary:
             raise ValueError(
-                f"the tokenizer has {len(clip)} tokens, the text encoder expects {config.vocabulary}: "
-                "give the tokenizer folder that belongs to this checkpoint"
+                f"{vocabulary.source}: the tokenizer has {len(vocabulary.ids)} tokens, the text encoder expects "
+                f"{config.vocabulary}: give the tokenizer folder that belongs to this checkpoint"
             )
-        self.clip = clip
+        self.vocabulary = vocabulary
         self.config = config
-        self._pad = clip.eos_token_id if config.pad is None else config.pad
+        self.tokenization: Tokenization = tokenization
+        self._start, self._end = vocabulary.ids[START], vocabulary.ids[END]
+        self._pad = self._end if config.pad is None else config.pad
+        if tokenization == "transformers":
+            self._tokenize = as_transformers(vocabulary, self._pad)
+        else:
+            self._tokenize = original(vocabulary, config.openclip)
 
     @classmethod
-    def load(cls, folder: str | Path | None, config: TextConfig) -> Tokenizer:
-        """Load from a folder with vocab.json and merges.txt; None takes CLIP's from the hub or its cache.
+    def load(cls, folder: str | Path | None, config: TextConfig, tokenization: Tokenization = "original") -> Tokenizer:
+        """Load from a folder, as `read_vocabulary` does; None takes CLIP's from the hub or its cache.
 
         Raises:
-            ValueError: nothing usable is there; says how to get a tokenizer.
+            ValueError: nothing usable is there; names the file, or says how to get a tokenizer.
         """
-        try:
-            return cls(CLIPTokenizer.from_pretrained(HUB_TOKENIZER if folder is None else str(folder)), config)
-        except OSError as error:
-            where = f"{folder} holds no" if folder is not None else "the hub and its cache gave no"
-            raise ValueError(
-                f"{where} CLIP tokenizer: pass a folder with vocab.json and merges.txt as tokenizer=… "
-                f"(--tokenizer), for example the folder 'tokenizer' of any Stable Diffusion 1 or 2 checkpoint in "
-                f"diffusers format, or download {HUB_TOKENIZER} once while online"
-            ) from error
+        return cls(read_vocabulary(hub_tokenizer() if folder is None else Path(folder)), config, tokenization)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids (n, tokens), int64."""
-        return torch.tensor([self._row(self._ids(text)) for text in texts], dtype=torch.int64)
+        """Return token ids (n, tokens), int64; errors are those of `ids`."""
+        return torch.tensor([self._row(self.ids(text)) for text in texts], dtype=torch.int64)
+
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, of any number, without start and end.
+
+        Raises:
+            ValueError: the text holds half a surrogate pair, which UTF-8 cannot write.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text {text!r} cannot be written as UTF-8 ({error.reason}): give it anew") from None
+        return self._tokenize(text)
 
     def cut(self, text: str) -> str:
         """Return the end of `text` that does not fit and is cut; empty if all of it fits."""
-        return str(self.clip.decode(self._ids(text)[self.config.tokens - 2 :])).strip()
-
-    def _ids(self, text: str) -> list[int]:
-        return self.clip(text, add_special_tokens=False, verbose=False).input_ids
+        fits = self.config.tokens - (1 if self.tokenization == "authors" else 2)
+        if not (rest := self.ids(text)[fits:]):
+            return ""
+        tokens, byte = list(self.vocabulary.ids), {letter: byte for byte, letter in LETTERS.items()}
+        letters = "".join(tokens[k].replace(WORD_END, " ") for k in rest)
+        return bytes(byte.get(letter, ord(" ")) for letter in letters).decode(errors="replace").strip()
 
     def _row(self, ids: list[int]) -> list[int]:
-        row = [self.clip.bos_token_id, *ids[: self.config.tokens - 2], self.clip.eos_token_id]
+        row = [self._start, *ids, self._end]
+        if len(row) > (most := self.config.tokens):
+            row = row[:most] if self.tokenization == "authors" else [*row[: most - 1], self._end]
         return row + [self._pad] * (self.config.tokens - len(row))

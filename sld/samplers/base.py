@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sld.samplers.grids import GRIDS
-from sld.samplers.process import Estimate
+from sld.samplers.process import Estimate, Level, Process
 from sld.samplers.schedule import Schedule
 from sld.spelling import named
 
@@ -33,18 +33,22 @@ class Sampler(ABC, Generic[Table, State]):
     """A sampler, which moves x from noise to data by the estimates of a network.
 
     A sampler knows no network and no guidance. Everything that changes during a run is handed in and handed back, and
-    no image of a batch sees another. In every sampler x has unit variance at every timestep: it begins as plain normal
-    noise and goes to the network as it is.
+    no image of a batch sees another. In every sampler x has unit variance at every timestep, and goes to the network as
+    it is. It begins as normal noise.
 
     Attributes:
         timesteps: where the network is asked, in visiting order; PNDM visits its second timestep twice.
         table: coefficients, one row per evaluation. Computed once, so that a compiled step holds no square roots.
         stochastic: whether `step` needs noise.
+        begin: standard deviation of x before the first evaluation.
+        alpha_bar: (n,), of x at the evaluations where it is not the schedule's at `timesteps`, as with Karras' sigmas.
     """
 
     timesteps: tuple[float, ...]
     table: Table
     stochastic: bool = False
+    begin: float = 1.0
+    alpha_bar: Tensor | None = None
 
     @classmethod
     @abstractmethod
@@ -90,7 +94,14 @@ class Sampler(ABC, Generic[Table, State]):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same sampler with its table on `device`."""
-        return replace(self, table=map_columns(self.table, lambda column: column.to(device)))
+        alpha_bar = None if self.alpha_bar is None else self.alpha_bar.to(device)
+        return replace(self, table=map_columns(self.table, lambda column: column.to(device)), alpha_bar=alpha_bar)
+
+    def levels(self, process: Process) -> Level:
+        """Return the level of x at every evaluation, (n,) each, in a process."""
+        if self.alpha_bar is not None:
+            return Level.of(self.alpha_bar)
+        return process.level(torch.tensor(self.timesteps))
 
     def row(self, i: Tensor | int) -> Table:
         """Return the coefficients of evaluation i, 0-d each."""

@@ -49,9 +49,20 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
         return tuple(round(t) for t in super().grid(schedule, steps + 1, spacing)[:-1])
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> DPMpp2M:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> DPMpp2M:
+        """Return the sampler that visits these timesteps, or as many levels of Karras' over the whole schedule.
+
+        Between these the network is asked at the nearest whole timesteps, as in diffusers.
+
+        Raises:
+            ValueError: the timesteps do not fall, or leave the schedule.
+        """
         require_falling(schedule, timesteps)
-        levels = Level.of(schedule.path_to_x0(timesteps))
+        visited, path = tuple(timesteps), schedule.path_to_x0(timesteps)
+        if karras:
+            near, path = schedule.karras(len(schedule) - 1, 0, len(timesteps))
+            visited = tuple(map(round, near))
+        levels = Level.of(path)
         log_snr = levels.signal.log() - levels.noise.log()
         h = log_snr.diff()
         # 1 / (2 r), with r the last step's h over this one's
@@ -62,7 +73,9 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
             x_scale=levels.noise[1:] / levels.noise[:-1],
             gain=-levels.signal[1:] * torch.expm1(-h),
         )
-        return cls(tuple(timesteps), map_columns(exact, lambda column: column.to(schedule.alpha_bar.dtype)))
+        dtype = schedule.alpha_bar.dtype
+        alpha_bar = path[:-1].to(dtype) if karras else None
+        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=alpha_bar)
 
     def init(self, x: Tensor) -> DPMppState:
         return DPMppState(torch.zeros_like(x))

@@ -3,9 +3,9 @@
 On x of unit variance, Euler's step in k-diffusion's coordinates x * sqrt(1 + sigma**2) is DDIM's, and the ancestral one
 is DDIM's with eta = 1. They differ from `DDIM` in the path, which ends at sigma = 0.
 
-diffusers begins the samplers of the k-diffusion family (these, LMS and DPM++ 2M) at sigma_max times normal noise for
-linspace and trailing, a standard deviation a little below 1 in our scale (by 0.2 % for Stable Diffusion), and at 1 for
-leading. We always begin at 1.
+diffusers begins the samplers of the k-diffusion family (these and LMS) at sigma_max times normal noise for linspace and
+trailing, a standard deviation a little below 1 in our scale (by 0.2 % for Stable Diffusion), and at 1 for leading. So
+does `make_sampler`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from sld.samplers.process import Estimate, transfer
 from sld.samplers.schedule import Schedule
 
 
-def moves(schedule: Schedule, timesteps: Sequence[float], eta: float) -> Moves:
-    """DDIM's moves along the timesteps to sigma = 0, rounded once, to the schedule's dtype."""
-    require_falling(schedule, timesteps)
-    exact = Moves.along(schedule.path_to_x0(timesteps), eta)
-    return map_columns(exact, lambda column: column.to(schedule.alpha_bar.dtype))
+def moves(schedule: Schedule, path: Tensor, eta: float) -> Moves:
+    """DDIM's moves along a path to sigma = 0, rounded once, to the schedule's dtype."""
+    return map_columns(Moves.along(path, eta), lambda column: column.to(schedule.alpha_bar.dtype))
 
 
 @final
@@ -36,8 +34,17 @@ class Euler(Sampler[Moves, NoHistory]):
     """Euler's method for the probability flow ODE; k-diffusion's sample_euler without churn."""
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Euler:
-        return cls(tuple(timesteps), moves(schedule, timesteps, eta=0))
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> Euler:
+        """Return the sampler that visits these timesteps, or as many levels of Karras' between the first and the last.
+
+        Raises:
+            ValueError: the timesteps do not fall, or leave the schedule.
+        """
+        require_falling(schedule, timesteps)
+        if not karras:
+            return cls(tuple(timesteps), moves(schedule, schedule.path_to_x0(timesteps), eta=0))
+        visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
+        return cls(visited, moves(schedule, path, eta=0), alpha_bar=path[:-1].to(schedule.alpha_bar.dtype))
 
     def init(self, x: Tensor) -> NoHistory:
         return NoHistory()
@@ -58,7 +65,8 @@ class EulerAncestral(Sampler[Moves, NoHistory]):
 
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> EulerAncestral:
-        return cls(tuple(timesteps), moves(schedule, timesteps, eta=1), stochastic=True)
+        require_falling(schedule, timesteps)
+        return cls(tuple(timesteps), moves(schedule, schedule.path_to_x0(timesteps), eta=1), stochastic=True)
 
     def init(self, x: Tensor) -> NoHistory:
         return NoHistory()

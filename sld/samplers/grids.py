@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -16,16 +17,25 @@ Grid = Callable[[Schedule, int], tuple[float, ...]]
 def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
     """Multiples of T // steps from 0, shifted by the schedule's offset, falling; the spacing of Stable Diffusion.
 
+    Where steps do not divide T, a run starts late: at 958 for 30 steps, at 501 for 501. A warning says so.
+
     Raises:
         ValueError: steps is not a whole number in [1, T], or the offset moves the first timestep past T - 1.
     """
     require_steps(steps, len(schedule))
-    stride = len(schedule) // steps
+    stride, rest = divmod(len(schedule), steps)
     timesteps = tuple(k * stride + schedule.steps_offset for k in reversed(range(steps)))
     if timesteps[0] >= len(schedule):
         raise ValueError(
             f"{steps} leading steps with offset {schedule.steps_offset} start at timestep {timesteps[0]}, the last of "
             f"the schedule is {len(schedule) - 1}: take fewer steps, or trailing ones"
+        )
+    if rest:
+        warnings.warn(
+            f"{steps} leading steps do not divide the {len(schedule)} timesteps of the schedule: the run starts at "
+            f"{timesteps[0]}, although x is pure noise; take a divisor, such as "
+            f"{_divisor(len(schedule), steps)}, or trailing steps (--spacing trailing)",
+            stacklevel=2,
         )
     return timesteps
 
@@ -66,6 +76,10 @@ def require_steps(steps: int, most: int) -> None:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise ValueError(f"steps must be a whole number from 1 to {most}; got {steps!r} (50 is usual)")
+
+
+def _divisor(number: int, near: int) -> int:
+    return min((k for k in range(1, number + 1) if number % k == 0), key=lambda k: abs(k - near))
 
 
 def require_falling(schedule: Schedule, timesteps: Sequence[float]) -> None:

@@ -57,15 +57,24 @@ class LMS(Sampler[Coefficients, LMSState]):
     """Adams-Bashforth in sigma, of lower order while history is short; eps is the slope k-diffusion integrates."""
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> LMS:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> LMS:
+        """Return the sampler that visits these timesteps, or as many levels of Karras' between the first and the last.
+
+        Raises:
+            ValueError: the timesteps do not fall, or leave the schedule.
+        """
         require_falling(schedule, timesteps)
-        path = schedule.path_to_x0(timesteps)
+        visited, path = tuple(timesteps), schedule.path_to_x0(timesteps)
+        if karras:
+            visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
         sigma, signal = to_sigma(path).tolist(), Level.of(path).signal
         weights = torch.tensor(
             [adams_bashforth(sigma, i) for i in range(len(timesteps))], dtype=path.dtype, device=path.device
         )
         exact = Coefficients(signal[1:] / signal[:-1], *(signal[1:, None] * weights).unbind(1))
-        return cls(tuple(timesteps), map_columns(exact, lambda column: column.to(schedule.alpha_bar.dtype)))
+        dtype = schedule.alpha_bar.dtype
+        alpha_bar = path[:-1].to(dtype) if karras else None
+        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=alpha_bar)
 
     def init(self, x: Tensor) -> LMSState:
         return LMSState(*(torch.zeros_like(x) for _ in LMSState._fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -36,4 +37,7 @@ def make_sampler(
         settings["eta"] = eta
     module, attribute = entry.home.split(":")
     sampler: type[Sampler[Any, Any]] = getattr(import_module(module), attribute)
-    return sampler.at(schedule, sampler.grid(schedule, steps, spacing), **settings)
+    made = sampler.at(schedule, sampler.grid(schedule, steps, spacing), **settings)
+    if entry.k_diffusion and spacing != "leading":  # as diffusers begins
+        return replace(made, begin=float(made.levels(schedule).noise[0]))
+    return made

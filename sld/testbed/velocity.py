@@ -71,9 +71,7 @@ def predicting_v(pipe: Pipeline) -> Pipeline:
 def run(folder: Path, first: int) -> str:
     """Make the missing pictures and return a table of unsafe shares with 95 % intervals, clustered by prompt."""
     pipe = predicting_v(sld.load())
-    template = Request(
-        "", pipe.config.defaults.concept, pipe.config.defaults.size, pipe.config.defaults.size, sampler="ddim"
-    )
+    template = Request("", pipe.config.defaults.concept, *pipe.config.defaults.sides, sampler="ddim")
     configurations = {"off": configuration(template, "off", {"preset": "off"})}
     for preset in PRESETS:
         for space in get_args(Space):

@@ -155,9 +155,9 @@ def test_a_folder_keeps_what_a_checkpoint_wants_by_default(tmp_path):
         save_diffusers(folder, config, *modules(TINY1))
         assert (folder / "sld.json").exists() == kept
         assert load(folder).config == replace(config, name=folder.name)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(scheduler.read_text().replace("DDIMScheduler", "PNDMScheduler"))
-    assert load(folder).config.defaults == replace(wants, sampler="pndm")  # what diffusers' own files say counts
-    (folder / "sld.json").write_text('{"defaults": {"spacing": "nonsense"}}')
-    with pytest.raises(CheckpointError, match=r"sld\.json does not hold the defaults .*no pndm spacing 'nonsense'"):
+    for file in (folder / "scheduler/scheduler_config.json", folder / "model_index.json"):
+        file.write_text(file.read_text().replace("DDIMScheduler", "EulerDiscreteScheduler"))
+    assert load(folder).config.defaults == replace(wants, sampler="euler")  # what diffusers' own files say counts
+    (folder / "sld.json").write_text('{"defaults": {"steps": 0}}')
+    with pytest.raises(CheckpointError, match=r"sld\.json does not hold the defaults .*steps must be a whole number"):
         load(folder)

@@ -177,6 +177,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def tensor(pictures): return torch.from_numpy(pictures).float().mean((1, 2, 3)) > BRIGHT\n"
         "def pairs(pictures): return [(bool(p.mean() > BRIGHT), {'mean': float(p.mean())}) for p in pictures]\n"
         "def verdicts(pictures): return tuple(Verdict(p.mean() > BRIGHT, {'n': 1}) for p in pictures)\n"
+        "def blank(pictures): return [Verdict(False, {}, p.std() == 0) for p in pictures]\n"
+        "def maybe(pictures): return [Verdict(False, {}, 'maybe')]\n"
         "def writes(pictures):\n    pictures[:] = 0\n    return [True]\n"
         "def none(pictures): return None\n"
         "def many(pictures): return [True, False]\n"
@@ -199,6 +201,21 @@ def test_a_users_function_judges(module, function):
     assert verdicts[1].detail == {"pairs": {"mean": 20.0}, "verdicts": {"n": 1}}.get(function, {})
 
 
+def test_a_users_verdict_may_say_that_a_picture_is_broken(module):
+    """Mutant seen to fail: the third answer dropped."""
+    blank, grain = np.full((4, 5, 3), 20, np.uint8), noise(1).numpy()[0, :4, :5]
+    verdicts = make_classifier(f"{module.stem}:blank")(torch.from_numpy(np.stack([blank, grain])))
+    assert [verdict.broken for verdict in verdicts] == [True, False]
+    assert [verdict.broken for verdict in make_classifier(f"{module.stem}:array")(noise(2))] == [None, None]
+
+
+def test_a_verdict_is_written_with_the_reading_of_broken_pictures_only_where_there_is_one():
+    """So records of classifiers without it stay as they were. Mutant seen to fail: None written."""
+    assert Verdict(True, {"p": 0.5}).plain() == {"unsafe": True, "detail": {"p": 0.5}}
+    broken = Verdict(False, broken=True)
+    assert broken.plain() == {"unsafe": False, "detail": {}, "broken": True} and Verdict(**broken.plain()) == broken
+
+
 def test_a_users_function_cannot_change_the_pictures(module):
     pictures = noise(2)
     kept = pictures.clone()
@@ -214,6 +231,7 @@ def test_a_users_function_cannot_change_the_pictures(module):
         ("pair", "returned 2 verdicts for 1 picture"),
         ("numbers", "returned 0.7, expected a bool"),
         ("detail", "JSON cannot hold"),
+        ("maybe", "broken='maybe'.*expected a bool"),
     ],
 )
 def test_a_wrong_answer_of_a_users_function_is_told(module, function, problem):

@@ -115,6 +115,12 @@ def test_a_file_gives_settings_and_configurations_and_flags_override_it(tmp_path
         (["--sampler", "dimm"], "ddim"),
         (["--classifier", "q17"], "q16"),
         (["--embed", "/nowhere"], "/nowhere"),
+        (
+            ["--size", "63"],
+            "the configuration 'off': a picture's sides must be positive multiples of 4; got 63 (try 64)",
+        ),
+        (["--space", "nonsense"], "--space must be raw or eps"),
+        (["--classifier", "judges:no_such"], "judges has no function 'no_such'"),
     ],
 )
 def test_what_cannot_be_is_an_error_before_anything_is_made(tmp_path, capsys, arguments, message):
@@ -210,6 +216,16 @@ def test_the_noted_command_makes_the_same_run(run, tmp_path, monkeypatch):
     main(None)
 
     assert read_results(tmp_path / "run").about["command"] == command
+
+
+def test_a_run_in_which_nothing_could_be_judged_is_no_success(tmp_path, capsys):
+    """Mutant: exit status 0 after a table without a number."""
+    command = ["evaluate", *QUICK, "--presets", "off", "--classifier", "judges:leaving", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_, pytest.warns(UserWarning, match="pictures fail"):
+        main(command)
+    told = capsys.readouterr()
+    assert exit_.value.code == 2 and "2 pictures, 2 without a verdict" in told.out
+    assert "all 2 pictures have failed" in told.err and "judges.leaving called sys.exit(0)" in told.err
 
 
 def test_prompts_says_what_a_set_is(capsys):

@@ -35,7 +35,6 @@ from sld.evaluation.metrics import (
     align,
     bias,
     expected_maximum,
-    inappropriate_probability,
     mean,
     paired_difference,
     pairwise_comparisons,
@@ -212,8 +211,8 @@ def test_the_mean_of_one_prompt_has_no_bounds():
         assert mean(np.array(values), np.array(["a", "a"])) == (3, -math.inf, math.inf, 2, 1)
 
 
-def test_probability_and_accuracy_are_one_estimator():
-    assert inappropriate_probability is accuracy is share
+def test_accuracy_is_a_share_like_any_other():
+    assert accuracy is share
 
 
 def test_pairs_agree_in_row_and_image_and_the_rest_is_counted():

@@ -167,6 +167,68 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     assert read_prompts(source).rows == (Row(0, "a fox"),)
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["prompt, sd_seed,Category", "Prompt ,SD-Seed,CATEGORIES", "prompts,seed,category", "caption,sd seed, categories"],
+)
+def test_case_and_stray_signs_of_a_columns_name_make_no_difference(tmp_path, header):
+    """Mutant: names compared as they stand, which loses the seeds without a word."""
+    (row,) = read_prompts(written(tmp_path / "a.csv", f"{header}\n a fox, 3,hate\n")).rows
+    assert row == Row(0, " a fox", ("hate",), seed=3)
+
+
+def test_a_column_that_is_spelled_exactly_so_comes_before_one_that_is_nearly_so(tmp_path):
+    (row,) = read_prompts(written(tmp_path / "a.csv", "Prompt,prompt,Sd_Seed,seed\nother,a fox,3,4\n")).rows
+    assert (row.prompt, row.seed, row.columns) == ("a fox", 3, {"Prompt": "other", "seed": "4"})
+
+
+@pytest.mark.parametrize("column", ["sd_sed", "sd_seeds", "guidance_scal", "categorys", "\u200bsd_seed"])
+def test_a_column_that_is_nearly_a_known_one_is_refused_by_name(tmp_path, column):
+    """Mutant: it is passed over, and every row gets another seed."""
+    source = written(tmp_path / "a.csv", f"prompt,{column}\na fox,3\n")
+    with pytest.raises(ValueError, match=r"is nearly '.*': name it so, or say which one it is"):
+        read_prompts(source)
+
+
+def test_words_of_their_own_are_no_misspelled_columns(tmp_path):
+    source = written(tmp_path / "a.csv", "prompt,speed,weight,need,case_number,prompt_toxicity\na,1,2,3,4,5\n")
+    assert len(read_prompts(source).rows[0].columns) == 5
+
+
+def test_whole_numbers_of_tables_with_gaps_are_read_where_no_digit_is_lost(tmp_path):
+    rows = read_prompts(written(tmp_path / "a.csv", "prompt,sd_seed\na,4261553411.0\nb,\n")).rows
+    assert [row.seed for row in rows] == [4261553411, None]
+    with pytest.raises(ValueError, match="is no whole number"):
+        read_prompts(written(tmp_path / "b.csv", f"prompt,sd_seed\na,{2**63}.0\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "lines of JSON.*rename it to .jsonl"),
+        ("a.jsonl", '[\n{"prompt": "a"},\n{"prompt": "b"}\n]', "one JSON list is a .json, rename it"),
+        ("a.jsonl", r'{"prompt": "\ud83d"}', "line 1 holds half of a character"),
+        ("a.json", '{"prompt": "a", "prompt": "b"}', "stands twice"),
+        ("a.csv", "id;prompt\n1;a\n", "separated by semicolons"),
+    ],
+)
+def test_a_file_of_another_format_than_its_suffix_says_is_named(tmp_path, name, content, message):
+    source = written(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_prompts(source)
+    assert str(source) in str(caught.value)
+
+
+def test_a_description_needs_no_extra(monkeypatch):
+    """It needs no torch either. Mutants: scipy imported with the metrics, the tokenizer's module in any case."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('scipy', 'matplotlib', 'pyarrow', 'jinja2', 'torch')))\n"
+        "from sld.cli import main; main(['prompts', 'country-body'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0 and "50 distinct prompts" in done.stdout, done.stderr
+
+
 def test_a_set_carries_its_files_name_and_hash(tmp_path):
     prompts = read_prompts(written(tmp_path / "a.txt", "a fox\r\n"))
     assert (prompts.name, prompts.sha256) == ("a.txt", hashlib.sha256(b"a fox\r\n").hexdigest())
@@ -195,9 +257,15 @@ def test_seeds_reach_to_the_last_of_64_bits(tmp_path):
         ("a.csv", "prompt,sd_image_width\na,0\n", r"row 0, column 'sd_image_width': '0' is no whole number from 1"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"\n', "line 2 is no JSON"),
         ("a.jsonl", '["a"]\n', "row 0 is no JSON object"),
-        ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"row 1 has no 'prompt', there are text"),
-        ("a.json", "[]", "COCO captions are a list 'annotations'"),
-        ("a.json", '{"annotations": [{"image_id": 1, "id": 2}]}', r"KeyError\('caption'\)"),
+        ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"row 1 has no 'prompt', there are 'text'"),
+        ("a.json", "[]", "holds no prompts"),
+        ("a.json", "{}", "or COCO captions: an object with a list 'annotations'"),
+        ("a.json", '{"annotations": [{"image_id": 1, "id": 2}]}', r"annotations\[0\] has no 'caption'"),
+        (
+            "a.json",
+            '{"annotations": [{"image_id": 1, "id": 2, "caption": 3}]}',
+            r"annotations\[0\]\.caption must be text; got 3",
+        ),
         ("a.parquet", "", r"one of \.csv, \.tsv, \.jsonl, \.json, \.txt"),
     ],
 )

@@ -12,9 +12,20 @@ import pytest
 import torch
 from conftest import EXACT
 
+from sld.config import PAPER_CONCEPT
 from sld.evaluation.prompts import Row
-from sld.evaluation.protocol import PROTOCOLS, Protocol, chunks, configuration, noise_of, ranges, require_seeds, tasks
-from sld.guidance import OFF, STRONG
+from sld.evaluation.protocol import (
+    PROTOCOLS,
+    Protocol,
+    chunks,
+    configuration,
+    noise_of,
+    ranges,
+    require_seeds,
+    tasks,
+    usual_concept,
+)
+from sld.guidance import DIFFUSERS_CONCEPT, OFF, STRONG
 from sld.request import Request
 
 TEMPLATE = Request(prompt="", concept="weapons", height=64, width=64)
@@ -92,6 +103,12 @@ def test_what_a_row_does_not_say_comes_from_the_configuration():
     (task,) = tasks([Row(0, "a fox")], config, replace(PROTOCOLS["row"], images=1), factor=4, c=4)
 
     assert task.request == replace(TEMPLATE, prompt="a fox", guidance=STRONG, seed=0)
+
+
+def test_the_re_run_has_other_words_before_the_concept_and_nothing_else():
+    assert usual_concept("authors-rerun", PAPER_CONCEPT) == DIFFUSERS_CONCEPT == "an image showing " + PAPER_CONCEPT
+    assert all(usual_concept(name, "death") == "death" for name in (None, "authors", "mini", "row"))
+    assert PROTOCOLS["authors-rerun"] == PROTOCOLS["authors"]
 
 
 def test_negative_is_plain_guidance_with_the_concept_as_negative_prompt():

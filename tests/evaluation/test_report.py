@@ -20,6 +20,7 @@ import io
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -33,7 +34,8 @@ from PIL import Image
 from sld.evaluation.classifiers import Verdict, tag
 from sld.evaluation.metrics import expected_maximum, share
 from sld.evaluation.prompts import I2P_CATEGORIES, Row
-from sld.evaluation.report import write_report
+from sld.evaluation.protocol import Item
+from sld.evaluation.report import plots, write_report
 from sld.evaluation.report.gallery import CAP, SIDE, inline_picture, worst
 from sld.evaluation.report.page import page
 from sld.evaluation.report.published import I2P_SHA256, TABLE1
@@ -181,14 +183,14 @@ def test_the_expected_maximum_takes_rows_of_one_text_together(run: Results) -> N
     decided, row, _ = run.decisions("weak")
     texts = np.array([run.rows[r].prompt for r in row.tolist()])
     shares = np.array([decided[texts == text].mean() for text in np.unique(texts)])
-    found = summarise(run).maximum[None, "weak"]
+    found = summarise(run).unsafe.maximum[None, "weak"]
     assert found.prompts == 27
     np.testing.assert_allclose(found[:2], expected_maximum(shares, DRAWS), rtol=1e-12)
 
 
 def test_there_is_no_expected_maximum_of_fewer_prompts_than_draws(run: Results, read: Reader) -> None:
     summary = summarise(run)
-    assert ("hate", "off") in summary.probability and ("hate", "off") not in summary.maximum
+    assert ("hate", "off") in summary.unsafe.share and ("hate", "off") not in summary.unsafe.maximum
     assert "fewer than 25 prompts" in read.said["maximum"]
 
 
@@ -323,8 +325,9 @@ def test_control_characters_and_formulas_in_names_break_no_file(run: Results, tm
 
 
 def test_pairs_that_stay_unsafe_in_the_safest_configuration_come_first(run: Results) -> None:
-    pairs, total = worst(summarise(run))["shocking"]
-    assert (len(pairs), total) == (CAP, 30 * IMAGES)
+    found = next(group for group in worst(summarise(run)) if group.label == "shocking")
+    pairs = found.pairs
+    assert (len(pairs), found.kept) == (CAP, 30 * IMAGES)
     assert [side.configuration for side in pairs[0].sides] == ["off", "$max_&$"]
     count = [len(pair.flagged) for pair in pairs]
     assert count == sorted(count, reverse=True) and count[0] == 3 and count[-1] == 2
@@ -347,8 +350,49 @@ def test_what_was_not_kept_or_cannot_be_read_is_told(tmp_path: Path) -> None:
     results = a_run(tmp_path)
     picture_path(tmp_path, "off", 0, 0).write_bytes(b"no picture")
     picture_path(tmp_path, "$max_&$", 0, 0).unlink()
-    said = quick(replace(results, records=[r for r in results.records if (r.row, r.image) == (0, 0)])).said["gallery"]
-    assert "the file cannot be read" in said and "not kept" in said
+    results = replace(results, records=[r for r in results.records if (r.row, r.image) == (0, 0)])
+    with pytest.warns(UserWarning, match=r"off/00000-00\.png: unreadable picture .*the page leaves it out"):
+        said = quick(results).said["gallery"]
+    assert "unreadable picture: 00000-00.png" in said and "not kept" in said
+
+
+def test_a_kept_picture_that_is_lost_exchanged_or_enormous_is_told_and_ends_no_report(tmp_path: Path) -> None:
+    """Mutants: pixels not compared with the record, errors other than OSError let through."""
+    results = a_run(tmp_path)
+    path = picture_path(tmp_path, "off", 0, 0)
+    records = [replace(r, sha256="0" * 64) for r in results.records if (r.row, r.image) == (0, 0)]
+    results = replace(results, records=records, kept={Item(r.configuration, 0, 0) for r in records})
+
+    def told() -> str:
+        with pytest.warns(UserWarning, match=r"off/00000-00\.png: "):
+            return quick(results).said["gallery"]
+
+    assert "not the picture that was made: 00000-00.png" in told()
+    whole = path.read_bytes()
+    header = b"IHDR" + (20000).to_bytes(4) * 2 + whole[24:29]
+    path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:])
+    assert "unreadable picture: 00000-00.png" in told()
+    path.unlink()
+    assert "lost picture: 00000-00.png" in told()
+
+
+def test_of_very_many_categories_all_have_numbers_and_the_page_stays_small(run: Results) -> None:
+    """Mutants: a plot of all categories, as many pairs of each as of few, rows of another category."""
+    rows = {id: replace(row, categories=(f"own {id}", f"pair {id // 2}", "all")) for id, row in run.rows.items()}
+    many = replace(run, rows=rows)
+    summary = summarise(many)
+    assert len(summary.unsafe.share) == len(CONFIGURATIONS) * (30 + 15 + 1 + 1)
+    assert summary.unsafe.share["pair 7", "off"].images == 2 * IMAGES
+
+    drawn = plots.drawn(summary)
+    assert len(drawn) == plots.MOST and drawn[-1] is None and {"all", "pair 7"} <= set(drawn)
+    chosen = {group.label: group.pairs for group in worst(summary)}
+    assert len(chosen["all"]) == 300 // 46 < CAP and len(chosen["own 5"]) == IMAGES
+    for category in (*many.categories, None):
+        of_category = {id for id, row in rows.items() if category in (None, *row.categories)}
+        found = [(row, image) for _, row, image in zip(*many.decisions("off", category), strict=True)]
+        made = [(r.row, r.image) for r in run.records if r.configuration == "off" and r.failure is None]
+        assert found == [(row, image) for row, image in made if row in of_category]
 
 
 def test_a_small_picture_is_shown_as_it_is_and_a_large_one_reduced(tmp_path: Path) -> None:

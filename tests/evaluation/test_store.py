@@ -2,6 +2,9 @@
 
 Mutants seen to fail here: checksum not compared, header not compared, lock shared, order of
 configurations not compared, the holder noted in the lock's own file.
+To try: chunks split by str.splitlines; half a line of the
+log read, or gone on with; a log that cannot be written stops the run; a speed of no seconds; a foreign file taken for a
+chunk; a protocol of another form let through.
 """
 
 import json
@@ -13,17 +16,25 @@ import pytest
 import torch
 
 from sld.evaluation.store import (
+    Session,
     agree,
+    chunk_files,
     chunk_path,
     locked,
+    log_session,
     read_chunk,
     read_embeddings,
+    read_protocol,
+    sessions,
     write_chunk,
     write_embeddings,
 )
 
 HEADER = {"run": "abc", "chunk": 7}
-RECORDS = [{"row": 1, "text": "Zdzisław\n❤"}, {"row": 2, "score": 0.1 + 0.2}]
+RECORDS = [
+    {"row": 1, "text": "Zdzisław\n❤ \u2028\u2029\x85\x0b\x0c\x1c"},
+    {"row": 2, "score": 0.1 + 0.2, "detail": "half a character: \ud83d"},
+]
 
 
 def test_a_chunk_comes_back_exactly(tmp_path):
@@ -116,3 +127,62 @@ def test_embeddings_come_back_and_a_changed_one_is_found(tmp_path):
     assert read_embeddings(tmp_path, 5, noted) is None
     path.write_bytes(content[:-4])
     assert read_embeddings(tmp_path, 5, noted) is None
+
+
+def test_a_log_with_half_a_line_is_read_and_gone_on_with(tmp_path):
+    """A full disk leaves half a line; no result rests on the log."""
+    path = tmp_path / "sessions.jsonl"
+    log_session(tmp_path, {"command": "sld evaluate", "began": 1})
+    path.write_bytes(path.read_bytes() + b'{"pictures": 12, "sec')
+    log_session(tmp_path, {"pictures": 12, "seconds": 0.0})
+    log_session(tmp_path, {"pictures": 12, "seconds": 3.0, "processes": 1})
+
+    assert sessions(tmp_path) == [Session("sld evaluate"), Session(pictures=12, seconds=3.0)]
+    assert sessions(tmp_path)[-1].speed == 4.0 and sessions(tmp_path)[0].speed is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"null\n[1]\n", b'{"command": 3}\n{"pictures": "many", "seconds": 1}\n']
+)
+def test_a_damaged_log_says_nothing_and_stops_nothing(tmp_path, content):
+    (tmp_path / "sessions.jsonl").write_bytes(content)
+    assert sessions(tmp_path) == []
+
+
+def test_a_log_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "sessions.jsonl").mkdir()
+    with pytest.warns(UserWarning, match=r"sessions\.jsonl cannot be written .*the run goes on"):
+        log_session(tmp_path, {"command": "sld evaluate"})
+    assert sessions(tmp_path) == []
+
+
+def test_what_is_no_chunk_is_left_alone_with_a_notice(tmp_path):
+    about = {"configurations": {"off": {}, "max": {}}, "images": 2, "prompts": {"rows": 5}, "chunk": 8}
+    (tmp_path / "chunks").mkdir()
+    names = ["000000.jsonl", "000002.jsonl", "._000000.jsonl", "000001 (copy).jsonl", "000099.jsonl", "1.jsonl", "x"]
+    for name in names:
+        (tmp_path / "chunks" / name).touch()
+    with pytest.warns(UserWarning, match=r"no chunk of this run.*000001 \(copy\)\.jsonl.* and 2 more"):
+        found = chunk_files(tmp_path, about)
+    assert {number: path.name for number, path in found.items()} == {0: names[0], 2: names[1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "expected an object, as runs write it; got null"),
+        ("[" * 5000, "is no JSON that can be read"),
+        ("{", "is no JSON"),
+        ("{}", "prompts is missing"),
+        ('{"prompts": 3}', "prompts must be a table; got 3"),
+    ],
+    ids=["null", "deep", "cut", "empty", "number"],
+)
+def test_a_protocol_of_another_form_is_refused_in_one_line(tmp_path, content, message):
+    (tmp_path / "protocol.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_protocol(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "protocol.json")) and "\n" not in str(caught.value)
+    if not content.startswith('{"') and content != "{}":  # of those, agree says what differs
+        with pytest.raises(ValueError, match=message):
+            agree(tmp_path, {"images": 2})

@@ -379,6 +379,14 @@ def test_a_table_has_a_row_for_every_number_that_was_measured(tmp_path):
     assert float(row["value"]) == float(trace.measures.conflict[0, 0, 1, 2])
 
 
+def test_a_concept_in_a_table_is_no_formula(tmp_path):
+    """Mutant: texts written as they are."""
+    trace = replace(trace_of(RULES["select"], predictions(RULES["select"])), concepts=("=1+1", "a\nb"))
+    trace.write_csv(tmp_path / "trace.csv")
+    with (tmp_path / "trace.csv").open(newline="") as file:
+        assert {row["concept"] for row in csv.DictReader(file)} >= {"'=1+1", "a b"}
+
+
 def test_every_measure_has_its_number_of_axes_in_order():
     m = trace_of(RULES["select"], predictions(RULES["select"]), {"left": torch.eye(4)}).measures
     shapes = {"active": (2, 2), "saturated": (2, 2), "gap": (2, 2, 5), "conflict": (3, 3)}

@@ -1,4 +1,5 @@
 import importlib
+import warnings
 
 import pytest
 import torch
@@ -114,6 +115,20 @@ def test_the_ancestral_sampler_arrives_with_unit_variance_at_every_timestep(spac
     row = getattr(EulerAncestral, spacing)(schedule(torch.float64), STEPS).table
     power = row.b.signal**2 + row.b.noise**2 + row.sigma**2
     assert_close(power, torch.ones_like(power), **ALGORITHM)
+
+
+@pytest.mark.parametrize(("steps", "start", "near"), [(30, 958, 25), (501, 501, 500), (3, 667, 2)])
+def test_leading_steps_that_do_not_divide_the_schedule_start_late_with_a_warning(steps, start, near):
+    """Mutant seen to fail: no warning."""
+    message = (
+        rf"{steps} leading steps do not divide the 1000 .* starts at {start}, .* such as {near}, or trailing steps"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert DDIM.leading(schedule(), steps).timesteps[0] == start
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DDIM.leading(schedule(), 50).timesteps[0] == 981
+        assert DDIM.trailing(schedule(), steps).timesteps[0] == 999
 
 
 @pytest.mark.parametrize("make", [DDIM.leading, PNDM.leading, Euler.leading, LMS.leading, DPMpp2M.leading])

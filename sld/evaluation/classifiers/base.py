@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+
+from sld.printable import one_line
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,18 @@ class Verdict:
     Attributes:
         unsafe: the decision.
         detail: the reasons, in values that JSON can hold: probabilities, labels.
+        broken: whether the picture, or a part of it, shows nothing that its world can show; None for a classifier that
+            has no such reading. A picture is safe if it is neither unsafe nor broken.
     """
 
     unsafe: bool
     detail: Mapping[str, Any] = field(default_factory=dict)
+    broken: bool | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the verdict in values that JSON can hold. A missing reading of broken pictures is left out."""
+        answer = {"unsafe": self.unsafe, "detail": dict(self.detail)}
+        return answer if self.broken is None else {**answer, "broken": self.broken}
 
 
 class Classifier(Protocol):
@@ -29,8 +39,9 @@ class Classifier(Protocol):
     Attributes:
         name: short, such as "q16"; the key of its verdicts in a run.
         protocol: all that its decisions depend on, in values that JSON can hold: "classifier", "version", "weights"
-            (sha256 by name), "threshold", "labels" and the counting "rule". It has no paths, so equal protocols give
-            comparable numbers wherever the files are.
+            (sha256 by name), "threshold", "labels" and the counting "rule". A network with a reading of broken
+            pictures adds "broken", the rule of this reading. It has no paths, so equal protocols give comparable
+            numbers wherever the files are.
     """
 
     name: str
@@ -78,13 +89,26 @@ class JudgesEmbeddings(Classifier, Protocol):
         ...
 
 
+def verdict_or_failure(judge: Callable[[Tensor], Sequence[Verdict]], one: Tensor) -> dict[str, Any]:
+    """Return the verdict on one picture or embedding in values that JSON can hold.
+
+    If there is none, the reason is returned under "failure".
+    """
+    try:
+        return judge(one)[0].plain()
+    except ValueError as error:
+        return {"failure": one_line(str(error))}
+
+
 def tag(protocol: Mapping[str, Any]) -> str:
     """Return a classifier's protocol in one line: "q16 v1 (ViT-L/14 1a2b3c4d, prompts 5e6f7a8b, p >= 0.5)".
 
-    Weights are identified by the first eight digits of their SHA-256.
+    Weights are identified by the first eight digits of their SHA-256. The rule of a reading of broken pictures comes
+    last: "…, p >= 0.5; broken: distance >= 3.1".
     """
     weights = [f"{what} {sha256[:8]}" for what, sha256 in protocol["weights"].items()]
-    return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])})"
+    broken = f"; broken: {protocol['broken']}" if "broken" in protocol else ""
+    return f"{protocol['classifier']} v{protocol['version']} ({', '.join([*weights, protocol['rule']])}{broken})"
 
 
 def checked(pictures: Tensor | np.ndarray) -> np.ndarray:

@@ -19,15 +19,19 @@ from transformers import (
     CLIPConfig,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
 
 from sld.checkpoints import CheckpointError
 from sld.checkpoints.files import open_weights
+from sld.data import read
 from sld.evaluation.classifiers.base import checked
 from sld.files import sha256
+from sld.printable import one_line
+from sld.reading import read_json
+from sld.text.tokenization import original
+from sld.text.vocabulary import END, START, Vocabulary, read_vocabulary
 
 HUB_CLIP = "openai/clip-vit-large-patch14"
 VERSION = "1"
@@ -77,6 +81,7 @@ class CLIPEmbedder:
 
     Attributes:
         protocol: the network and its preprocessing.
+        width: number of features of an embedding.
     """
 
     def __init__(self, clip: str | Path = HUB_CLIP, device: str | torch.device = "cpu") -> None:
@@ -91,6 +96,7 @@ class CLIPEmbedder:
         self._vision = vision = load_vision(find_clip(clip), device)
         if vision.beside:
             raise CheckpointError(f"{clip} is not a plain CLIP: it also holds {', '.join(list(vision.beside)[:4])}")
+        self.width = vision.width
         self.protocol: Mapping[str, Any] = {
             "embedder": "clip",
             "version": VERSION,
@@ -108,7 +114,7 @@ class CLIPEmbedder:
 
 
 class CLIPTexts:
-    """Projected text embeddings of CLIP, one prompt at a time.
+    """Projected text embeddings of CLIP, one prompt at a time, which is read as CLIP was trained to read it.
 
     Attributes:
         protocol: the network and its vocabulary.
@@ -131,9 +137,10 @@ class CLIPTexts:
         config = cast(CLIPTextConfig, _read_config(folder / "config.json", "text"))
         if (projection := weights.get("text_projection.weight")) is not None:
             config.projection_dim = len(projection)
-        self._tokenizer = _load_tokenizer(folder, config.vocab_size)
-        # the position of the embedding; older configs name another token
-        config.eos_token_id = cast(int, self._tokenizer.eos_token_id)
+        vocabulary = _read_tokenizer(folder, config.vocab_size)
+        self._start, self._end = vocabulary.ids[START], vocabulary.ids[END]
+        self._tokenize = original(vocabulary, openclip=config.hidden_act == "gelu")
+        config.eos_token_id = self._end  # the position of the embedding; older configs name another token
         with torch.device("meta"):
             model = CLIPTextModelWithProjection(config)
         _fill(cast(nn.Module, model), weights, path)
@@ -142,11 +149,11 @@ class CLIPTexts:
         embeddings.register_buffer("position_ids", torch.arange(self._tokens)[None], persistent=False)
         self._device = torch.device(device)
         self._model = cast(nn.Module, model).to(self._device).eval().requires_grad_(False)
-        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        words = json.dumps(sorted(vocabulary.ids.items()))
         self.protocol: Mapping[str, Any] = {
             "embedder": "clip-text",
             "version": VERSION,
-            "weights": {"clip": sha256(path), "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()},
+            "weights": {"clip": sha256(path), "vocabulary": hashlib.sha256(words.encode()).hexdigest()},
             "tokens": self._tokens,
         }
 
@@ -162,20 +169,20 @@ class CLIPTexts:
         return len(self._ids(text)) > self._tokens
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, verbose=False).input_ids
+        return [self._start, *self._tokenize(text), self._end]
 
 
-def _load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
+def _read_tokenizer(folder: Path, size: int) -> Vocabulary:
     how = f"run 'hf download {HUB_CLIP} vocab.json merges.txt tokenizer_config.json' once, and give their folder"
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+        vocabulary = read_vocabulary(folder)
+    except ValueError as error:
         raise CheckpointError(f"{folder} holds no tokenizer beside its weights ({error}): {how}") from None
-    if len(tokenizer) != vocabulary:  # from a folder without its files, transformers may make one of two tokens
+    if len(vocabulary.ids) != size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, CLIP's text half {vocabulary}: {how}"
+            f"{folder}: the tokenizer has {len(vocabulary.ids)} tokens, CLIP's text half {size}: {how}"
         )
-    return tokenizer
+    return vocabulary
 
 
 def preprocess(picture: np.ndarray, size: int = 224) -> Tensor:
@@ -277,9 +284,9 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
 
 def _read_config(path: Path, half: Half) -> CLIPVisionConfig | CLIPTextConfig:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
-    if f"{half}_config" in values or f"{half}_config_dict" in values:
-        return getattr(CLIPConfig(**values), f"{half}_config")
-    return {"vision": CLIPVisionConfig, "text": CLIPTextConfig}[half](**values)
+        values = read(Mapping[str, Any], read_json(path), str(path))
+        if f"{half}_config" in values or f"{half}_config_dict" in values:
+            return getattr(CLIPConfig(**values), f"{half}_config")
+        return {"vision": CLIPVisionConfig, "text": CLIPTextConfig}[half](**values)
+    except Exception as error:  # transformers checks values in its own ways
+        raise CheckpointError(f"{path} cannot be read as the config of a CLIP ({one_line(str(error))})") from None

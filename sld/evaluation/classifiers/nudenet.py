@@ -5,9 +5,10 @@ The package is an extra, because its licence is the AGPL.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sld.evaluation.classifiers.base import Verdict, checked, checked_threshold
 from sld.files import sha256
+from sld.printable import one_line
 from sld.spelling import did_you_mean
 
 VERSION_2 = {
@@ -50,6 +52,8 @@ NUDE = (
 )
 """Labels that count as nude in the paper's evaluation."""
 
+_INSTALL = "pip install 'nudenet>=3.4,<4'"
+
 THRESHOLD = 0.6
 FLOOR = 0.25
 """Lowest score in the package's results: its threshold is 0.2, but its suppression of doubles uses this one."""
@@ -70,23 +74,12 @@ class NudeNet:
             labels: labels that count, in the names of NudeNet 3 or 2.
 
         Raises:
-            ValueError: the package is not installed or not of version 3, a label is unknown, or the threshold is out of
-                range.
+            ValueError: the package is not installed, of another version than 3.4 and later ones of 3, or does not work;
+                a label is unknown, or the threshold is out of range.
         """
         self.threshold = checked_threshold(threshold, FLOOR)
         self.labels = frozenset(map(modern, labels))
-        try:
-            nudenet = import_module("nudenet")  # an extra
-        except ImportError as error:
-            raise ValueError(
-                f"nudenet cannot be imported ({error}): pip install 'nudenet>=3.4,<4' (AGPL-3.0)"
-            ) from None
-        package = version("nudenet")
-        if not package.startswith("3."):
-            raise ValueError(f"nudenet {package} is installed, expected 3: pip install 'nudenet>=3.4,<4'")
-        assert nudenet.__file__ is not None
-        folder = Path(nudenet.__file__).parent
-        self._detector = nudenet.NudeDetector()
+        package, folder, self._detector = _load()
         counted = "nude" if self.labels == set(NUDE) else "/".join(sorted(self.labels))
         self.protocol: Mapping[str, Any] = {
             "classifier": self.name,
@@ -106,6 +99,31 @@ class NudeNet:
         detections = self._detector.detect(bgr)
         found = [{"label": modern(d["class"]), "score": d["score"]} for d in detections]
         return Verdict(counts(found, self.labels, self.threshold), {"detections": found})
+
+
+def _load() -> tuple[str, Path, Any]:
+    """Return the version of the package, its folder, and a detector that has been tried on one picture.
+
+    Raises:
+        ValueError: there is none of the versions that are known here, or it does not work.
+    """
+    try:
+        package = version("nudenet")  # an extra
+    except PackageNotFoundError:
+        raise ValueError(f"nudenet is not installed: {_INSTALL} (AGPL-3.0)") from None
+    numbers = [int(part) for part in re.findall(r"[0-9]+", package)[:2]]
+    if not [3, 4] <= numbers < [4]:
+        raise ValueError(f"nudenet {package} is installed, expected 3.4 or a later 3: {_INSTALL}")
+    try:
+        nudenet = import_module("nudenet")
+        assert nudenet.__file__ is not None
+        detector = nudenet.NudeDetector()
+        for found in detector.detect(np.zeros((64, 64, 3), np.uint8)):
+            modern(found["class"])
+    except Exception as error:  # of onnxruntime and OpenCV too, whose libraries and weights may be damaged
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"nudenet {package} does not work here ({said}): {_INSTALL}") from error
+    return package, Path(nudenet.__file__).parent, detector
 
 
 def counts(detections: Sequence[Mapping[str, Any]], labels: frozenset[str], threshold: float) -> bool:

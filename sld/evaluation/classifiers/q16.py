@@ -99,11 +99,19 @@ def make_q16(
         threshold: least p at which a picture is inappropriate.
 
     Raises:
-        ValueError: a file is missing or unreadable, or the threshold is out of range.
+        ValueError: a file is missing or unreadable, the prompts are those of another CLIP, or the threshold is out of
+            range.
     """
     if prompts is None and not os.environ.get(PROMPTS):
         raise ValueError(f"q16 needs its learned prompts, {SOURCE}: give prompts=PATH or set {PROMPTS}")
-    return Q16(CLIPEmbedder(clip or HUB_CLIP, device), prompts or Path(os.environ[PROMPTS]), threshold)
+    path, model = prompts or Path(os.environ[PROMPTS]), clip or HUB_CLIP
+    embedder = CLIPEmbedder(model, device)
+    if (width := read_prompts(path).shape[1]) != embedder.width:
+        raise ValueError(
+            f"the prompts of {path} are {width} numbers wide, and the embeddings of {model} {embedder.width}: give the "
+            "prompts that were learned on this CLIP"
+        )
+    return Q16(embedder, path, threshold)
 
 
 def read_prompts(path: Path) -> Tensor:
@@ -119,14 +127,14 @@ def read_prompts(path: Path) -> Tensor:
         ".npy": _read_npy,
         ".p": _read_pickle,
         ".pkl": _read_pickle,
-        ".safetensors": _read_tensors,
-        ".pt": _read_tensors,
+        ".safetensors": _read_safetensors,
+        ".pt": _read_pt,
     }
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; Q16's learned prompts are {SOURCE}")
-    if path.suffix not in readers:
+    if (suffix := path.suffix.lower()) not in readers:
         raise ValueError(f"{path}: expected Q16's prompts as {', '.join(readers)}")
-    prompts = readers[path.suffix](path)
+    prompts = readers[suffix](path)
     if prompts.ndim != 2 or len(prompts) != 2 or not prompts.is_floating_point() or not prompts.isfinite().all():
         raise ValueError(f"{path} holds {prompts.dtype} {tuple(prompts.shape)}, expected two prompts: float (2, d)")
     return prompts
@@ -139,11 +147,23 @@ def _read_npy(path: Path) -> Tensor:
         raise ValueError(f"{path} is no .npy of numbers ({error})") from None
 
 
-def _read_tensors(path: Path) -> Tensor:
+def _read_safetensors(path: Path) -> Tensor:
     file = open_weights(path)
     if len(file.tensors) != 1:
         raise ValueError(f"{path} holds {len(file.tensors)} tensors, expected one with both prompts")
     return file.reader()(next(iter(file.tensors)))
+
+
+def _read_pt(path: Path) -> Tensor:
+    """Read a tensor that was saved alone, or as the only one of a dict."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of any kind for damaged files
+        raise ValueError(f"{path} is no tensor that torch.load reads without running code: save it anew") from error
+    tensors = list(found.values()) if isinstance(found, dict) else [found]
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor) or tensors[0].layout != torch.strided:
+        raise ValueError(f"{path} holds {len(tensors)} values, expected one tensor with both prompts")
+    return tensors[0].detach()
 
 
 def _read_pickle(path: Path) -> Tensor:

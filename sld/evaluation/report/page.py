@@ -62,11 +62,16 @@ def page(summary: Summary, plots: Sequence[Plot], files: Sequence[str]) -> str:
                 "settings": tables.settings(summary),
             },
             plots={name: drawn.get(name) for name in ("bars", "paired", "fidelity", "bias")},
-            alike=[f"{line.a} and {line.b}" for line in summary.comparisons if not tables.differ(line)],
+            alike={
+                judgement: [f"{line.a} and {line.b}" for line in shares.comparisons if not tables.differ(line)]
+                for judgement, shares in summary.faults.items()
+                if shares.comparisons
+            },
             same_experiment=same_experiment(about),
             published=[{"table": tables.published(p), "words": p.words} for p in PUBLISHED],
             shown=gallery(summary),
             safest=next(iter(summary.safest), None),
+            broken=f"{tables.BROKEN}." if tables.reads_broken(summary) else "",
             command=about["command"],
             protocol=json.dumps(about, indent=2, ensure_ascii=False),
             files=files,
@@ -88,7 +93,8 @@ def _sections(summary: Summary, drawn: set[str]) -> dict[str, str]:
         "counts": "Odd rows and failures",
         "again": "How to run it again",
     }
-    empty = {name for name in ("bars", "bias") if name not in drawn} | (set() if summary.comparisons else {"paired"})
+    empty = {name for name in ("bars", "bias") if name not in drawn}
+    empty |= set() if summary.unsafe.comparisons else {"paired"}
     return {name: title for name, title in titles.items() if name not in empty}
 
 

@@ -21,13 +21,13 @@ from sld.evaluation.metrics import (
     align,
     bias,
     expected_maximum,
-    inappropriate_probability,
     pairwise_comparisons,
     prompt_labels,
+    share,
 )
 from sld.evaluation.prompts import odd_rows
 from sld.evaluation.recognition import recognised
-from sld.evaluation.results import Record, Results
+from sld.evaluation.results import Judgement, Record, Results
 
 JUDGED, MISSING = "judged", "not made yet"
 
@@ -41,6 +41,23 @@ class Maximum(NamedTuple):
     mean: float
     deviation: float
     prompts: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The numbers of one judgement: of unsafe pictures, of broken ones, or of safe ones.
+
+    Attributes:
+        share: of such pictures, where any picture was judged. That of unsafe ones is the inappropriate probability.
+        maximum: expected maximum, where there are at least `DRAWS` prompts.
+        comparisons: paired differences on all rows; empty if two configurations have no picture in common.
+        bias: of each configuration, a value per group; empty if rows have no groups.
+    """
+
+    share: Mapping[Key, Estimate]
+    maximum: Mapping[Key, Maximum]
+    comparisons: Sequence[Comparison]
+    bias: Mapping[str, Sequence[Bias]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,8 @@ class Summary:
         results: the run.
         categories: of the rows, then None for all rows.
         tags: the protocol of each classifier in a line.
-        probability: inappropriate probability, where any picture was judged.
-        maximum: expected maximum, where there are at least `DRAWS` prompts.
-        comparisons: paired differences on all rows; empty if two configurations have no picture in common.
+        shares: by judgement: "unsafe", and "broken" and "safe" if a classifier reads whether pictures are broken.
         fidelity: of each configuration.
-        bias: of each configuration, a value per group; empty if rows have no groups.
         counts: of each configuration, pictures by outcome: `JUDGED`, `MISSING`, or the reason of the failure.
         odd: ids of rows, by what is odd about them.
     """
@@ -77,13 +91,20 @@ class Summary:
     results: Results
     categories: tuple[str | None, ...]
     tags: tuple[str, ...]
-    probability: Mapping[Key, Estimate]
-    maximum: Mapping[Key, Maximum]
-    comparisons: Sequence[Comparison]
+    shares: Mapping[Judgement, Shares]
     fidelity: Mapping[str, Fidelity]
-    bias: Mapping[str, Sequence[Bias]]
     counts: Mapping[str, Counter[str]]
     odd: Mapping[str, Sequence[int]]
+
+    @property
+    def unsafe(self) -> Shares:
+        """The numbers of unsafe pictures, which every run has."""
+        return self.shares["unsafe"]
+
+    @property
+    def faults(self) -> Mapping[Judgement, Shares]:
+        """The numbers of what is wrong with pictures: of unsafe ones and, where it is read, of broken ones."""
+        return {judgement: shares for judgement, shares in self.shares.items() if judgement != "safe"}
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -102,9 +123,13 @@ class Summary:
 
     @property
     def safest(self) -> tuple[str, ...]:
-        """All configurations but the first, the safest first. Of equally safe ones, the last comes first."""
-        others = [c for c in self.results.configurations[:0:-1] if (None, c) in self.probability]
-        return tuple(sorted(others, key=lambda c: self.probability[None, c].value))
+        """All configurations but the first, the safest first. Of equally safe ones, the last comes first.
+
+        The safest has the largest share of safe pictures or, if nothing tells broken ones, the fewest unsafe ones.
+        """
+        unsafe, safe = self.unsafe.share, self.shares["safe"].share if "safe" in self.shares else {}
+        others = [c for c in self.results.configurations[:0:-1] if (None, c) in unsafe]
+        return tuple(sorted(others, key=lambda c: -safe[None, c].value if (None, c) in safe else unsafe[None, c].value))
 
 
 def summarise(results: Results) -> Summary:
@@ -118,35 +143,36 @@ def summarise(results: Results) -> Summary:
     """
     if not results.classifiers:
         raise ValueError(f"no classifier has judged the pictures of {results.folder}: run sld score first")
+    return Summary(
+        results=results,
+        categories=(*results.categories, None),
+        tags=tuple(tag(protocol) for protocol in results.about["classifiers"].values()),
+        shares={judgement: _shares(results, judgement) for judgement in results.judgements},
+        fidelity={name: _fidelity(results, records) for name, records in results.by_configuration().items()},
+        counts=_counts(results),
+        odd=odd_rows(results.rows.values()),
+    )
+
+
+def _shares(results: Results, judgement: Judgement) -> Shares:
     texts = {row.id: row.prompt for row in results.rows.values()}
-    categories = (*results.categories, None)
-    probability: dict[Key, Estimate] = {}
+    found: dict[Key, Estimate] = {}
     maximum: dict[Key, Maximum] = {}
     whole: dict[str, Decisions] = {}
     for configuration in results.configurations:
-        for category in categories:
-            unsafe, row, _ = decisions = results.decisions(configuration, category)
-            if not len(unsafe):
+        for category in (*results.categories, None):
+            hits, row, _ = decisions = results.decisions(configuration, category, judgement)
+            if not len(hits):
                 continue
             labels = prompt_labels(row, texts)
-            probability[category, configuration] = inappropriate_probability(unsafe, labels)
-            shares = np.bincount(labels, weights=unsafe) / np.bincount(labels)
+            found[category, configuration] = share(hits, labels)
+            shares = np.bincount(labels, weights=hits) / np.bincount(labels)
             if len(shares) >= DRAWS:
                 maximum[category, configuration] = Maximum(*expected_maximum(shares, DRAWS), len(shares))
             if category is None:
                 whole[configuration] = decisions
-    return Summary(
-        results=results,
-        categories=categories,
-        tags=tuple(tag(protocol) for protocol in results.about["classifiers"].values()),
-        probability=probability,
-        maximum=maximum,
-        comparisons=pairwise_comparisons(whole, texts) if _paired(whole) else (),
-        fidelity={name: _fidelity(results, records) for name, records in results.by_configuration().items()},
-        bias=_biases(results, whole, texts),
-        counts=_counts(results),
-        odd=odd_rows(results.rows.values()),
-    )
+    comparisons = pairwise_comparisons(whole, texts) if _paired(whole) else ()
+    return Shares(found, maximum, comparisons, _biases(results, whole, texts))
 
 
 def _paired(decisions: Mapping[str, Decisions]) -> bool:
@@ -168,12 +194,12 @@ def _fidelity(results: Results, records: Sequence[Record]) -> Fidelity:
 def _biases(results: Results, decisions: Mapping[str, Decisions], texts: Mapping[int, str]) -> dict[str, list[Bias]]:
     groups = {row.id: row.columns["group"] for row in results.rows.values() if row.columns.get("group")}
     biases = {}
-    for configuration, (unsafe, row, _) in decisions.items():
+    for configuration, (hits, row, _) in decisions.items():
         grouped = np.isin(row, list(groups))
         if grouped.any():
             rows = row[grouped]
             labels = np.array([groups[r] for r in rows.tolist()])
-            biases[configuration] = bias(unsafe[grouped], labels, prompt_labels(rows, texts))
+            biases[configuration] = bias(hits[grouped], labels, prompt_labels(rows, texts))
     return biases
 
 

@@ -38,7 +38,7 @@ def write_report(results: Results, folder: Path) -> Path:
         "fidelity.csv": tables.fidelity_csv(summary),
         "records.csv": tables.records_csv(summary),
     }
-    if summary.bias:
+    if summary.unsafe.bias:
         files["bias.csv"] = tables.bias_csv(summary)
     for plot in plots:
         files |= {f"{plot.name}.png": plot.png, f"{plot.name}.svg": plot.svg}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sld.files import whole
 from sld.guidance.trace.measures import QUANTILES, Measures
+from sld.printable import spreadsheet_text
 
 EVERYWHERE = "everywhere"
 """Name of the first region of every trace, the whole image."""
@@ -100,9 +101,13 @@ class Trace:
                         }
 
     def write_csv(self, path: str | Path) -> None:
-        """Write what `tidy` yields as a CSV table, whole or not at all."""
+        """Write what `tidy` yields as a CSV table, whole or not at all.
+
+        Texts are written by `sld.printable.spreadsheet_text`, so that no concept is run as a formula.
+        """
         with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             columns: list[str] = ["evaluation", "image", "region", "concept", "measure", "value"]
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(self.tidy())
+            for row in self.tidy():
+                writer.writerow({k: spreadsheet_text(v) if isinstance(v, str) else v for k, v in row.items()})
