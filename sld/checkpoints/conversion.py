@@ -108,8 +108,9 @@ def save_diffusers(
             tensors = _stored(part, network, "diffusers", dtype)
             save_file(tensors, partial / part.folder / f"{part.stems[0]}.safetensors", {"format": "pt"})
         if tokenizer is not None:
-            shutil.copytree(tokenizer, partial / "tokenizer")
-            write_pad(partial / "tokenizer", config.texts[0].pad)
+            for number, text in zip(("", "_2"), config.texts, strict=False):
+                shutil.copytree(tokenizer, partial / f"tokenizer{number}")
+                write_pad(partial / f"tokenizer{number}", text.pad)
 
 
 def _stored(part: Part, network: nn.Module, format: Format, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from sld.checkpoints.matching import Match, match
 from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
 from sld.checkpoints.statements import CROSS_ATTENTION, Origin, named_config, recognize, stated_config
-from sld.config import SD15, ModelConfig
+from sld.config import SD15, SDXL, ModelConfig
 
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
 _ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
@@ -106,16 +106,15 @@ class Checkpoint:
                 yield "The folder's own config files say which model it is: try without config=."
             return
         tensors = self.files["unet"].tensors
-        if any(key.startswith("conditioner.") for key in tensors):
-            yield f"The file is {kind_of(tensors)}."
+        if any(key.startswith("edm_") for key in tensors):
+            yield "The model was trained on EDM's noise levels (Playground 2.5), which no sampler here has."
         entry = tensors.get(_UNET + "input_blocks.0.0.weight")
         if entry is not None and entry.ndim == 4 and entry.shape[1] != self.config.unet.latent:
             yield f"The UNet takes {entry.shape[1]} channels: inpainting, depth and the like are not read."
         likely = recognize(tensors)
         if likely is not None and likely.unet.context != self.config.unet.context:
-            suggestion = (
-                'SD 1 file: try config="sd15"' if likely == SD15 else 'SD 2 file: try config="sd21-base" or "sd21"'
-            )
+            names = {SD15.name: 'SD 1 file: try config="sd15"', SDXL.name: 'SDXL file: try config="sdxl"'}
+            suggestion = names.get(likely.name, 'SD 2 file: try config="sd21-base" or "sd21"')
             yield f"The shapes suggest an {suggestion}."
 
 
@@ -207,7 +206,7 @@ def _find_config(path: Path, file: WeightsFile | None) -> tuple[ModelConfig, Ori
         raise CheckpointError(f"{path} is {kind}")
     kinds = sorted({key.split(".")[0] for key in file.tensors})
     raise CheckpointError(
-        f"{path} is not recognized as Stable Diffusion 1 or 2: it has no {CROSS_ATTENTION} of 768 or 1024 columns. "
+        f"{path} is not recognized as Stable Diffusion 1, 2 or XL: it has no {CROSS_ATTENTION} of 768 or 1024 columns. "
         f"Its keys begin with {', '.join(kinds[:_SHOWN]) or 'nothing'}. If it is a model of another size, give "
         "--config with a .json file that says which"
     )

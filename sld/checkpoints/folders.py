@@ -33,7 +33,10 @@ _KNOWN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("diffuse
 """Of every config file: "names", the keys of our configs' fields where values are the same ("heads" of a UNet is a
 count, whatever its key says); "fixed", what we have no option for, so that a folder that says otherwise is refused;
 "absent", what diffusers takes where a file says nothing; "written", what we add in files of ours. Of schedulers besides
-"classes", the keys that each class reads, with its defaults; of the index "expected", the classes that we stand for."""
+"classes", the keys that each class reads, with its defaults; of the index "expected", the classes that we stand for.
+Under "xl" is what SDXL's folders have otherwise."""
+
+_SIZES = 6 * 256  # features of SDXL's sizes, which its UNet joins with those of the pooled text
 
 _PREDICTIONS: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -70,9 +73,8 @@ class _Stated:
             raise self.error(key, "a list")
         return [replace(self, values={key: value}).named(key, names) for value in values]
 
-    def config(self, kind: type[T], part: str, **own: Any) -> T:
+    def config(self, kind: type[T], names: Mapping[str, str], **own: Any) -> T:
         """A config of ours from the values under their names, and `own` ones."""
-        names = _KNOWN[part]["names"]
         found = {ours: self.values[theirs] for ours, theirs in names.items() if theirs in self.values}
         try:
             return read(kind, {**found, **own}, f"{self.path}:")
@@ -89,13 +91,15 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: a config file is missing, or asks for what is not computed here; names file and key.
     """
     index = _read_index(folder)
-    vae = _read_vae(folder)
-    unet, size = _read_unet(folder, vae.factor)
+    xl = "XL" in str(index.get("_class_name")) or (not index and (folder / "text_encoder_2").is_dir())
+    vae = _read_vae(folder, xl)
+    unet, size = _read_unet(folder, vae.factor, xl)
     schedule, samplers, spacing = _read_schedule(folder, index.get("scheduler"))
     defaults = _read_own(folder / _OWN, Defaults(size, samplers[0], spacing), samplers)
-    texts = (_read_text(folder),)
+    texts = tuple(_read_text(folder, number, xl) for number in (("", "_2") if xl else ("",)))
+    zeros = xl and index.get("force_zeros_for_empty_prompt", True)
     try:
-        config = ModelConfig(folder.resolve().name, unet, vae, texts, schedule, defaults)
+        config = ModelConfig(folder.resolve().name, unet, vae, texts, schedule, defaults, bool(zeros))
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     # from the latest: versions that differ in nothing but their weights go by the last one's name
@@ -114,7 +118,8 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
     Raises:
         CheckpointError: diffusers has no way to say something of the config.
     """
-    unet, vae, text, schedule = config.unet, config.vae, config.texts[0], config.schedule
+    unet, vae, schedule = config.unet, config.vae, config.schedule
+    xl = unet.pooled is not None
     defaults, entry = config.defaults, SAMPLERS[config.defaults.sampler]
     sides = tuple(side // vae.factor for side in defaults.sides)
     levels = len(vae.channels)
@@ -122,30 +127,36 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         folder,
         "unet",
         unet,
+        xl,
         down_block_types=[_name(_DOWN, a) for a in unet.attention],
         out_channels=unet.latent,
         sample_size=sides[0] if sides[0] == sides[1] else list(sides),
         up_block_types=[_name(_UP, a) for a in reversed(unet.attention)],
+        **({} if unet.pooled is None else {"projection_class_embeddings_input_dim": unet.pooled + _SIZES}),
     )
     _write_part(
         folder,
         "vae",
         vae,
+        xl,
         down_block_types=["DownEncoderBlock2D"] * levels,
         sample_size=max(defaults.sides),
         up_block_types=["UpDecoderBlock2D"] * levels,
     )
-    _write_part(
-        folder,
-        "text_encoder",
-        text,
-        bos_token_id=text.vocabulary - 2,
-        eos_token_id=text.vocabulary - 1,
-        pad_token_id=text.vocabulary - 1 if text.pad is None else text.pad,
-        projection_dim=text.width,
-    )
+    for number, text in zip(("", "_2"), config.texts, strict=False):
+        _write_part(
+            folder,
+            f"text_encoder{number}",
+            text,
+            xl,
+            bos_token_id=text.vocabulary - 2,
+            eos_token_id=text.vocabulary - 1,
+            pad_token_id=text.vocabulary - 1 if text.pad is None else text.pad,
+            projection_dim=text.projection or text.width,
+        )
     _write(_config_file(folder, "scheduler"), _scheduler(schedule, entry, defaults.spacing))
-    index = _KNOWN["model_index"]["written"] | {"scheduler": ["diffusers", entry.scheduler]}
+    index = _table("model_index", xl)["written"] | {"scheduler": ["diffusers", entry.scheduler]}
+    index |= {"force_zeros_for_empty_prompt": config.zeros_for_empty} if xl else {}
     _write(folder / _INDEX, index)
     _, samplers, spacing = _read_schedule(folder, entry.scheduler)
     if Defaults(defaults.size, samplers[0], spacing) != defaults:
@@ -176,24 +187,24 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     named = {key: v[1] if isinstance(v, list) and len(v) == 2 else v for key, v in _read(path).items()}
-    for key, classes in _KNOWN["model_index"]["expected"].items():
+    for key, classes in _table("model_index", "XL" in str(named.get("_class_name")))["expected"].items():
         if key in named:
             _Stated(path, named).named(key, dict.fromkeys(classes))
     return named
 
 
-def _read_vae(folder: Path) -> VAEConfig:
-    stated = _part(folder, "vae")
+def _read_vae(folder: Path, xl: bool) -> VAEConfig:
+    stated = _part(folder, "vae", xl)
     levels = stated.values["block_out_channels"]
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if isinstance(levels, list) and len(stated.all_named(key, {kind: kind})) != len(levels):
             raise stated.error(key, f"{kind} for each of {len(levels)} block_out_channels")
-    return stated.config(VAEConfig, "vae")
+    return stated.config(VAEConfig, _table("vae", xl)["names"], divides=xl)
 
 
-def _read_unet(folder: Path, factor: int) -> tuple[UNetConfig, int | tuple[int, int]]:
+def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | tuple[int, int]]:
     """The UNet, and the size of the pictures that it was trained on."""
-    stated = _part(folder, "unet")
+    stated = _part(folder, "unet", xl)
     values = stated.values
     attention = stated.all_named("down_block_types", _DOWN)
     if stated.all_named("up_block_types", _UP) != attention[::-1]:
@@ -208,7 +219,11 @@ def _read_unet(folder: Path, factor: int) -> tuple[UNetConfig, int | tuple[int, 
         for key in ("attention_head_dim", "transformer_layers_per_block")
         if not isinstance(values[key], list)
     }
-    config = replace(stated, values={**values, **each}).config(UNetConfig, "unet", attention=attention)
+    told = values["projection_class_embeddings_input_dim"] if xl else _SIZES + 1
+    if type(told) is not int or told <= _SIZES:
+        raise stated.error("projection_class_embeddings_input_dim", f"the pooled text's features and {_SIZES}")
+    names, pooled = _table("unet", xl)["names"], told - _SIZES if xl else None
+    config = replace(stated, values={**values, **each}).config(UNetConfig, names, attention=attention, pooled=pooled)
     sides: Any = values.get("sample_size")
     # of the first versions, which wrote a number that nobody used
     version = re.match(r"0\.(\d+)(\.|$)", str(values.get("_diffusers_version")))
@@ -222,14 +237,15 @@ def _read_unet(folder: Path, factor: int) -> tuple[UNetConfig, int | tuple[int, 
     return config, height * factor if height == width else (height * factor, width * factor)
 
 
-def _read_text(folder: Path) -> TextConfig:
-    stated = _part(folder, "text_encoder")
+def _read_text(folder: Path, number: str, xl: bool) -> TextConfig:
+    part = f"text_encoder{number}"
+    stated = _part(folder, part, xl)
     activation = stated.named("hidden_act", {"quick_gelu": "quick_gelu", "gelu": "gelu"})
     try:
-        pad = read_pad(folder / "tokenizer", usual=0 if activation == "gelu" else None)
+        pad = read_pad(folder / f"tokenizer{number}", usual=0 if activation == "gelu" else None)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    return stated.config(TextConfig, "text_encoder", pad=pad)
+    return stated.config(TextConfig, _table(part, xl)["names"], pad=pad, penultimate=xl)
 
 
 def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], str | None]:
@@ -249,9 +265,9 @@ def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], 
         values["steps_offset"] = 1  # as both originals take it
     if values.get("clip_sample") in (None, True):
         values["clip_sample"] = False  # as diffusers' pipelines of Stable Diffusion take it
-    said = _checked(path, {key: values.get(key, usual) for key, usual in keys.items()}, "scheduler", keys)
+    said = _checked(path, {key: values.get(key, usual) for key, usual in keys.items()}, known["fixed"], keys)
     prediction = said.named("prediction_type", _PREDICTIONS)
-    schedule = said.config(ScheduleConfig, "scheduler", prediction=prediction)
+    schedule = said.config(ScheduleConfig, known["names"], prediction=prediction)
     fit = [
         name
         for name, entry in SAMPLERS.items()
@@ -279,12 +295,21 @@ def _config_file(folder: Path, part: str) -> Path:
     return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
 
-def _part(folder: Path, part: str) -> _Stated:
-    path = _config_file(folder, part)
-    return _checked(path, _KNOWN[part]["absent"] | _read(path), part, _KNOWN[part]["absent"])
+def _table(part: str, xl: bool) -> dict[str, dict[str, Any]]:
+    """What is known of a part's config file, in folders of SDXL or of the others."""
+    usual = _KNOWN[part.removesuffix("_2")]
+    own = _KNOWN["xl"].get(part, {}) if xl else {}
+    return {
+        kind: usual.get(kind, {}) | own.get(kind, {}) for kind in ("names", "fixed", "absent", "written", "expected")
+    }
 
 
-def _checked(path: Path, values: dict[str, Any], part: str, absent: Mapping[str, Any]) -> _Stated:
+def _part(folder: Path, part: str, xl: bool) -> _Stated:
+    path, known = _config_file(folder, part), _table(part, xl)
+    return _checked(path, known["absent"] | _read(path), known["fixed"], known["absent"])
+
+
+def _checked(path: Path, values: dict[str, Any], fixed: Mapping[str, Any], absent: Mapping[str, Any]) -> _Stated:
     """The values with the types of those that stand for absent ones, where what is meant is clear.
 
     Raises:
@@ -301,7 +326,7 @@ def _checked(path: Path, values: dict[str, Any], part: str, absent: Mapping[str,
             value = int(value)
         values[key] = value
     stated = _Stated(path, values)
-    for key, expected in _KNOWN[part]["fixed"].items():
+    for key, expected in fixed.items():
         # null, false and 0 are the same
         if key != "_class_name" and key in values and (values[key] or None) != (expected or None):
             raise stated.error(key, json.dumps(expected))
@@ -326,10 +351,10 @@ def _name(names: Mapping[str, T], value: T) -> str:
     return next(name for name, known in names.items() if known == value)
 
 
-def _write_part(folder: Path, part: str, config: Any, **values: Any) -> None:
-    known = _KNOWN[part]
+def _write_part(folder: Path, part: str, config: Any, xl: bool, **values: Any) -> None:
+    known = _table(part, xl)
     named = {theirs: getattr(config, ours) for ours, theirs in known["names"].items()}
-    _write(_config_file(folder, part), known["fixed"] | known.get("written", {}) | named | values)
+    _write(_config_file(folder, part), known["fixed"] | known["written"] | named | values)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,9 @@ def load(
     )
 
 
+_ONE_ROW = re.compile(r"(.+\.)?(time|time_in|time_out|added_in|added_out|projection)\.weight")
+"""Our names of the matrices that are given one row for each text or timestep."""
+
 _BUILD: dict[type, Callable[[Any], Any]] = {UNetConfig: UNet, VAEConfig: VAE, TextConfig: TextEncoder}
 
 
@@ -140,7 +144,9 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtyp
         if not finite(stored):
             broken.append(key)
         for ours, value in key_map.read(stored).items():
-            state[ours] = value.to(device, dtype)
+            # a product with a single row rounds by where its matrix lies, and a file may map it anywhere
+            alone = _ONE_ROW.fullmatch(ours) and value.is_cpu
+            state[ours] = (value.clone() if alone else value).to(device, dtype)
     if broken:
         raise CheckpointError(_not_finite(checkpoint.files[part].path, broken))
     model.load_state_dict(state, strict=True, assign=True)

@@ -115,6 +115,8 @@ def leftovers(format: Format, config: ModelConfig, use_ema: bool = False) -> dic
         The pattern of whole keys, by the name of what they are.
     """
     known = dict(_LEFTOVERS[format])
+    if format == "diffusers" and not any(text.projection for text in config.texts):
+        known |= _LEFTOVERS["diffusers, without pooled text"]
     if format == "compvis":
         known |= _LEFTOVERS["compvis, averaged" if use_ema else "compvis, last"]
         for text in (text for text in config.texts if text.openclip):

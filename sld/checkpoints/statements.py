@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 from sld.checkpoints.files import Header, WeightsFile
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, SD15, SD15_V, SD21, SD21_BASE, ModelConfig, Prediction
+from sld.config import CONFIGS, SD15, SD15_V, SD21, SD21_BASE, SDXL, ModelConfig, Prediction
 from sld.data import read
 from sld.spelling import did_you_mean
 
 Origin = Literal["user", "checkpoint", "yaml file beside it", "shapes"]
 CONFIG_KEY = "sld.config"
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+CROSS_ATTENTION_XL = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 AVERAGED = "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn2to_kweight"
 V_PRED, ZERO_SNR = "v_pred", "ztsnr"  # keys without numbers, by which trainers mark what their files are
 
@@ -28,6 +29,7 @@ _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "eps": "eps", "v": "v",
 _ARCHITECTURES: dict[str, Prediction] = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}
 
 _NAMED = {("sd15", "eps"): SD15, ("sd15", "v"): SD15_V, ("sd21", "eps"): SD21_BASE, ("sd21", "v"): SD21}
+_NAMED |= {("sdxl", "eps"): SDXL, ("sdxl", "v"): replace(SDXL, name="sdxl-v", schedule=SD15_V.schedule)}
 
 
 class Said(NamedTuple):
@@ -97,8 +99,8 @@ def stated_config(path: Path, file: WeightsFile) -> tuple[ModelConfig, Origin] |
 
 def recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
     """Return the published model of this text width. The versions differ in no other shape."""
-    weight = tensors.get(CROSS_ATTENTION) or tensors.get(AVERAGED)
-    return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21}.get(weight.shape[1])
+    weight = next((tensors[key] for key in (CROSS_ATTENTION, AVERAGED, CROSS_ATTENTION_XL) if key in tensors), None)
+    return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21, 2048: SDXL}.get(weight.shape[1])
 
 
 def _predictions(path: Path, file: WeightsFile, beside: Mapping[str, Any]) -> Iterator[Said]:
