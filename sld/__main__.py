@@ -1,6 +1,38 @@
-"""`python -m sld`, the same as the command `sld`."""
+"""`python -m sld`, and the command `sld`."""
 
-from sld.cli import main
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line of this process, see `sld.cli`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
+    from sld.cli import main as run
+
+    run()
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; while a library is imported, end the process with status 130.
+
+    Libraries turn an exception in the middle of their import into others, or are left half made. Nothing is being made
+    then that would have to be finished.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                print("sld: interrupted; what is finished is on disk", file=sys.stderr, flush=True)
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
 
 if __name__ == "__main__":
     main()

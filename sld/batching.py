@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from sld.guidance import READINGS, ClassifierFreeGuidance, Guidance, SafeLatentG
 from sld.pipeline import Pipeline, texts_of
 from sld.request import Request
 from sld.speed.rows import Rows, count, plan
+from sld.state import SampleState
 
 
 def batches(requests: Sequence[Request], size: int | None = None) -> list[list[int]]:
@@ -97,26 +98,46 @@ def run(
     made: dict[int, Tensor] = {}
     for members in batches(requests):
         batch = [requests[k] for k in members]
-        first = batch[0]
-        sampler = first.make_sampler(pipe.schedule)
-        states = pipe.sample(
-            [r.prompt for r in batch],
-            [r.seed for r in batch],
-            sampler=sampler,
-            guidance=guidance_of(batch),
-            negative=[r.negative for r in batch],
-            concept=[r.concept for r in batch],
-            size=(first.height, first.width),
-            space=first.space,
-            reuse=first.reuse,
-            noise=None if noise is None else torch.stack([noise[k] for k in members]),
-        )
+        states = _sample(pipe, batch, None if noise is None else torch.stack([noise[k] for k in members]))
         last = next(states)
         for last in states:  # noqa: B007 (the last one is wanted)
             if progress is not None:
                 progress(len(batch))
         made.update(zip(members, pipe.decode(last.x), strict=True))
     return torch.stack([made[k] for k in range(len(requests))])
+
+
+def require_possible(pipe: Pipeline, request: Request, what: str) -> None:
+    """Start a picture of a request, and stop before the first call of the network.
+
+    Args:
+        pipe: the model.
+        request: of the picture.
+        what: it is, for the message.
+
+    Raises:
+        ValueError: the picture cannot be made.
+    """
+    try:
+        next(_sample(pipe, [request]))
+    except ValueError as error:
+        raise ValueError(f"{what} is not possible: {error}") from error
+
+
+def _sample(pipe: Pipeline, batch: Sequence[Request], noise: Tensor | None = None) -> Iterator[SampleState]:
+    first = batch[0]
+    return pipe.sample(
+        [r.prompt for r in batch],
+        [r.seed for r in batch],
+        sampler=first.make_sampler(pipe.schedule),
+        guidance=guidance_of(batch),
+        negative=[r.negative for r in batch],
+        concept=[r.concept for r in batch],
+        size=(first.height, first.width),
+        space=first.space,
+        reuse=first.reuse,
+        noise=noise,
+    )
 
 
 def _batch_key(request: Request) -> Hashable:

@@ -10,8 +10,8 @@ import re
 from typing import Annotated, Literal
 
 from sld.config import CONFIGS, SAMPLERS, ModelConfig
-from sld.data import OneOf, Range, Written
-from sld.spelling import did_you_mean
+from sld.data import OneOf, Range, Written, path, read
+from sld.spelling import did_you_mean, shown
 
 PRESETS = ("weak", "medium", "strong", "max")
 """Names of the paper's configurations of SLD, weakest first; keys of `sld.guidance.PRESETS`."""
@@ -57,11 +57,13 @@ Spacing = Annotated[str, OneOf(dict.fromkeys(spacing for entry in SAMPLERS.value
 
 Count = Annotated[int, Range(1)]
 Threads = Annotated[int, Range(1, 1024)]  # far more than help, and far fewer than a system refuses
+Side = Annotated[int, Range(1, 16384)]
 Seed = Annotated[int, Range(0, 2**64, below=True)]
-Scale = Annotated[float, Range(0)]
+Scale = Annotated[float, Range(0, 10**9)]
+Threshold = Annotated[float, Range()]
 Share = Annotated[float, Range(0, 1)]
 Beta = Annotated[float, Range(0, 1, below=True)]
-Warmup = Annotated[int, Range(0)]
+Warmup = Annotated[int, Range(0, 10**9)]
 
 
 def device(text: str) -> str:
@@ -74,7 +76,7 @@ def device(text: str) -> str:
     if not re.fullmatch(r"[a-z]+(:\d+)?", text) or kind not in DEVICES:
         raise ValueError(
             f"a device is one of {', '.join(DEVICES)}, with or without a number as in cuda:1; "
-            f"got {text!r}{did_you_mean(kind, DEVICES) if kind not in DEVICES else ''}"
+            f"got {shown(text)}{did_you_mean(kind, DEVICES) if kind not in DEVICES else ''}"
         )
     return text
 
@@ -87,8 +89,20 @@ def size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text)
     if match is None:
-        raise ValueError(f"size is a side in pixels or WIDTHxHEIGHT, such as 512 or 768x512; got {text!r}")
-    return int(match[2] or match[1]), int(match[1])
+        raise ValueError(f"size is a side in pixels or WIDTHxHEIGHT, such as 512 or 768x512; got {shown(text)}")
+    return read(Side, int(match[2] or match[1]), "the height"), read(Side, int(match[1]), "the width")
+
+
+def place(text: str) -> str:
+    """Return the name of a file, a folder or something else, such as a model in a cache, with the home folder for `~`.
+
+    A path may follow a word and a colon, as in "clip:~/models/clip".
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    match = re.fullmatch(r"(\w+:)?(~.*)", text, re.DOTALL)
+    return text if match is None else f"{match[1] or ''}{path(match[2])}"
 
 
 def model(text: str) -> str:
@@ -97,6 +111,7 @@ def model(text: str) -> str:
     Raises:
         ValueError: there is no such model or file, or the file does not describe a model.
     """
+    text = place(text)
     if text.endswith(".json"):
         ModelConfig.read_file(text)
     elif text not in CONFIGS:
@@ -108,6 +123,7 @@ def model(text: str) -> str:
 
 ConfigName = Annotated[str, Written(model)]
 Device = Annotated[str, Written(device)]
+Place = Annotated[str, Written(place)]
 Size = Annotated[tuple[int, int], Written(size)]
 
 

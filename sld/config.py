@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from sld.data import Range, read
-from sld.spelling import named
+from sld.spelling import named, shown
 
 Prediction = Literal["eps", "v"]
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -284,6 +284,22 @@ class Defaults:
         return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
 
+def require_sides(*sides: int, factor: int) -> None:
+    """Refuse sides of pictures that an autoencoder cannot make.
+
+    Args:
+        sides: heights and widths in pixels.
+        factor: pixels to a latent.
+
+    Raises:
+        ValueError: a side is no positive multiple of the factor; names the nearest.
+    """
+    for side in sides:
+        if not isinstance(side, int) or isinstance(side, bool) or side <= 0 or side % factor:
+            near = f" (try {max(factor, round(side / factor) * factor)})" if isinstance(side, int) else ""
+            raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {shown(side)}{near}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A whole text-to-image model.
@@ -328,12 +344,8 @@ class ModelConfig:
         Raises:
             ValueError: a side is no positive multiple of the autoencoder's factor.
         """
-        usual, factor = self.defaults.sides, self.vae.factor
-        height, width = usual if size is None else (size, size) if isinstance(size, int) else size
-        for side in (height, width):
-            if not isinstance(side, int) or side <= 0 or side % factor:
-                near = max(factor, round(side / factor) * factor) if isinstance(side, int) else usual[0]
-                raise ValueError(f"a picture's sides must be positive multiples of {factor}; got {side} (try {near})")
+        height, width = self.defaults.sides if size is None else (size, size) if isinstance(size, int) else size
+        require_sides(height, width, factor=(factor := self.vae.factor))
         return height // factor, width // factor
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,12 +5,15 @@
     parse(int, "50", "--steps")                            # the same from text, as a command line has it
 
 No value is converted silently: text is no number, 1 is no truth value, NaN is no number, a string is no list. But a
-tuple is read from a list, and a path from text. Annotations may carry a `Range`, a `OneOf` or a `Written`.
+tuple is read from a list, and a path from text, in which `~` is the home folder. Annotations may carry a `Range`, a
+`OneOf` or a `Written`.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -129,8 +132,25 @@ def parse(kind: Any, text: str, where: str) -> Any:
     return read(kind, value, where)
 
 
+def path(text: str | Path, where: str = "") -> Path:
+    """Return the path that text names. A `~` at its beginning is the home folder, and `~name` that of another user.
+
+    Raises:
+        ValueError: the text is empty or holds a NUL character, or there is no such user.
+    """
+    if not str(text) or "\0" in str(text):
+        raise _wrong(where, "a path", text)
+    expanded = os.path.expanduser(text)
+    if str(text).startswith("~") and expanded == str(text):
+        name = where or "the path"
+        raise ValueError(f"{name} is {text}, and there is no such home folder: write ./{text} for a file of this name")
+    # "./~" is a file of this name, and stays one, though Path leaves out the "./"
+    return Path.cwd() / expanded if str(Path(expanded)).startswith("~") else Path(expanded)
+
+
 def put(where: str, name: str) -> str:
     """Return the name of the place `name` inside the place `where`, for messages."""
+    name = name if name.isprintable() and 0 < len(name) <= 100 else shown(name)
     return f"{where} {name}" if where.endswith(":") else f"{where}.{name}" if where else name
 
 
@@ -153,6 +173,8 @@ def said(kind: Any) -> str:
     return _PLAIN.get(kind) or f"a {getattr(origin or kind, '__name__', kind)}"
 
 
+_LARGEST = sys.float_info.max
+
 _PLAIN: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -174,20 +196,30 @@ def _plain(kind: type, data: Any, where: str) -> Any:
     }
     if not fits[kind]:
         raise _wrong(where, _PLAIN[kind], data)
-    return Path(str(data)) if kind is Path else data
+    if kind is float and isinstance(data, int) and abs(data) > _LARGEST:
+        raise ValueError(f"{where or 'the value'} must be a number below 1e308; got one of {len(str(data))} digits")
+    return path(cast(Any, data), where) if kind is Path else data
 
 
 def _annotated(kind: Any, notes: tuple[Any, ...], data: Any, where: str) -> Any:
     for note in notes:
-        if isinstance(note, Written) and isinstance(data, str | int) and not isinstance(data, bool):
-            data = note.read(str(data))
+        number = isinstance(data, int) and not isinstance(data, bool) and kind is not str
+        if isinstance(note, Written) and (number or isinstance(data, str)):
+            data = _written(note, str(data), where)
         if isinstance(note, OneOf):
             _named(note.names, data, where)
-    value = read(kind, data, where)
+    value: Any = read(kind, data, where)
     for note in notes:
         if isinstance(note, Range) and value not in note:
             raise _wrong(where, str(note), value)
     return value
+
+
+def _written(note: Written, text: str, where: str) -> Any:
+    try:
+        return note.read(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where and not where.startswith("-") else str(error)) from error
 
 
 def _named(names: tuple[Any, ...], data: Any, where: str) -> Any:

@@ -34,7 +34,8 @@ def whole(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 
     Args:
         path: the target. Its folder must exist.
-        replace: whether an existing file may be replaced. A folder replaces nothing, or an empty folder.
+        replace: whether an existing file may be replaced. A folder replaces nothing, or an empty folder. Where no file
+            may be, none is, also if another process makes it at the same moment.
 
     Raises:
         FileExistsError: the target exists and `replace` is False.
@@ -49,8 +50,8 @@ def whole(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 def whole_together(*paths: str | Path, replace: bool = True) -> Iterator[tuple[Path, ...]]:
     """Yield a path for each of several targets, as `whole` does; none is replaced before all are on disk.
 
-    Files are renamed in the given order. Only a process that is killed between two renames leaves new files beside old
-    ones.
+    Files take their places in the given order. If one cannot, and nothing was to be replaced, none is left there. Only
+    a process that is killed between two of them leaves new files beside old ones.
     """
     targets = tuple(map(Path, paths))
     partial = tuple(target.with_name(PARTIAL + secrets.token_hex(4)) for target in targets)
@@ -67,8 +68,14 @@ def whole_together(*paths: str | Path, replace: bool = True) -> Iterator[tuple[P
                 _sync_tree(beside)
             if not replace:
                 _require_absent(targets)  # another process may have made it while this one was written
-            for beside, target in zip(besides, targets, strict=True):
-                os.replace(beside, target)
+            with ExitStack() as undoing:
+                for beside, target in zip(besides, targets, strict=True):
+                    if replace or beside.is_dir():
+                        os.replace(beside, target)
+                    else:
+                        _put_beside_none(beside, target)
+                        undoing.callback(os.unlink, target)
+                undoing.pop_all()
             for folder in dict.fromkeys(target.parent for target in targets):
                 _sync(folder)
         except (OSError, SafetensorError) as error:
@@ -126,6 +133,36 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal. The file is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before work is done for it. It is made if it is missing.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be made in it; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / (PARTIAL + secrets.token_hex(4))
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _put_beside_none(beside: Path, target: Path) -> None:
+    """Give a file its place, which must be free.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    try:
+        os.link(beside, target)  # unlike a rename, it never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        _require_absent((target,))
+        os.replace(beside, target)
 
 
 def _require_absent(targets: tuple[Path, ...]) -> None:

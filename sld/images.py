@@ -30,21 +30,26 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in to_uint8(images)]
 
 
-def write(image: Image.Image, path: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG, and beside it a sidecar: a JSON file of the same name with the ending .json.
-
-    Neither file is replaced before both are on disk. If one cannot be written, the old pair stays.
+def write(image: Image.Image, path: Path) -> None:
+    """Write a PNG, in place of an old one.
 
     Raises:
-        OSError: a file cannot be written; the message names it.
+        OSError: the file cannot be written; the message names it. The old one stays.
+    """
+    with whole(path) as beside:
+        image.save(beside, format="PNG")
+
+
+def write_new(image: Image.Image, path: Path, about: Mapping[str, Any]) -> None:
+    """Write a PNG, and beside it a sidecar: a JSON file of the same name with the ending .json. Nothing is replaced.
+
+    Raises:
+        FileExistsError: one of the files is there already. The other one is not made.
+        OSError: a file cannot be written; the message names it. None is there then.
         TypeError, ValueError: JSON cannot hold `about`.
     """
-    if about is None:
-        with whole(path) as picture:
-            image.save(picture, format="PNG")
-        return
-    # the sidecar is renamed first, so that no picture is ever without one
-    with whole_together(path.with_suffix(".json"), path) as (sidecar, picture):
+    # the sidecar comes first, so that no picture is ever without one
+    with whole_together(path.with_suffix(".json"), path, replace=False) as (sidecar, picture):
         sidecar.write_text(to_json(about), encoding="utf-8")
         image.save(picture, format="PNG")
 

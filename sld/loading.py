@@ -9,6 +9,7 @@ import torch
 
 from sld import checkpoints
 from sld.config import ModelConfig, Numerics, Tokenization
+from sld.data import path as path_of
 from sld.devices import usable
 from sld.embedded import embedded_checkpoint
 from sld.models.text import Tokenizer
@@ -56,9 +57,9 @@ def load(
         ValueError: the device cannot be used, or there is no whole tokenizer; the message says how to get one.
     """
     device = usable(device)
-    checkpoint = embedded_checkpoint() if path is None else Path(path)
+    checkpoint = embedded_checkpoint() if path is None else path_of(path)
     if not isinstance(tokenizer, Vocabulary):
-        tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else Path(tokenizer))
+        tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else path_of(tokenizer))
     parts = checkpoints.load(
         checkpoint,
         config,

@@ -15,6 +15,7 @@ from torch import Tensor
 from sld import checkpoints, images
 from sld.arguments import batch_size, spread
 from sld.config import NUMERICS, ModelConfig, Numerics
+from sld.finite import require_finite
 from sld.guidance import Guidance, SLDConfig, guidance_for
 from sld.models.denoiser import Cond, Denoiser
 from sld.models.text import TextEncoder, Tokenizer
@@ -97,6 +98,11 @@ class Pipeline:
         return self.unet.device
 
     @property
+    def networks(self) -> tuple[object, ...]:
+        """All networks: UNet, autoencoder, text encoders."""
+        return self.unet, self.vae, *self.texts
+
+    @property
     def sha256(self) -> dict[str, str]:
         """SHA-256 of the files of the weights, by file name; recorded beside every picture."""
         return {} if self.source is None else self.source.sha256
@@ -132,6 +138,9 @@ class Pipeline:
             sampler: a name in `sld.config.SAMPLERS`.
             steps: of the sampler.
             prompts, seeds, negative, concept, size: see `sample`.
+
+        Raises:
+            ValueError: an argument is out of range, or a picture is not finite; says why that may be.
         """
         *_, last = self.sample(
             prompts,
@@ -142,7 +151,8 @@ class Pipeline:
             concept=concept,
             size=size,
         )
-        return images.to_pil(self.decode(last.x))
+        scale = safety.guidance_scale if isinstance(safety, SLDConfig) else guidance_scale
+        return images.to_pil(require_finite(self.decode(last.x), self.networks, scale))
 
     def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler[Any, Any]:
         """The sampler of a name and a number of steps; what is not given is the checkpoint's."""

@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sld.spelling import shown
 
@@ -90,11 +90,11 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, an object has a key twice, or a text is no Unicode. The message goes on after the
-            name of the file or the line.
+        ValueError: it is no JSON, which has no NaN and no infinity, an object has a key twice, or a text is no Unicode.
+            The message goes on after the name of the file or the line.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
         if "\\u" in text:  # an escape may stand for half a character, which no file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -104,6 +104,10 @@ def parse_json(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON that can be read: {error}") from None
     return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number there")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

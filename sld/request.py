@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 import sld
-from sld.data import read
+from sld.choices import Count, Reading, SamplerName, Seed, Share, Side, Spacing
+from sld.data import put, read
 from sld.guidance import MEDIUM, READINGS, Guidance, SLDConfig, from_data, to_data
 from sld.pipeline import Pipeline
 from sld.samplers import Sampler, Schedule, make_sampler
@@ -39,19 +40,19 @@ class Request:
 
     prompt: str
     concept: str
-    height: int
-    width: int
+    height: Side
+    width: Side
     negative: str = ""
-    seed: int = 0
+    seed: Seed = 0
     guidance: SLDConfig = MEDIUM
-    sampler: str = "pndm"
-    spacing: str | None = None
-    steps: int = 50
-    eta: float | None = None
+    sampler: SamplerName = "pndm"
+    spacing: Spacing | None = None
+    steps: Count = 50
+    eta: Share | None = None
     space: Space = "raw"
-    reading: str = "code"
+    reading: Reading = "code"
     rule: Guidance[Any, Any, Any] | None = None
-    deep_every: int = 1
+    deep_every: Count = 1
 
     def __post_init__(self) -> None:
         named("reading of SLD", self.reading, READINGS)
@@ -92,7 +93,7 @@ class Request:
         """
         changes: dict[str, Any] = {}
         if values.get("rule") is not None:
-            changes["rule"] = from_data(values["rule"])
+            changes["rule"] = from_data(values["rule"], put(where, "rule"))
         return read(cls, {**values, **changes}, where)
 
     def without_safety(self) -> Request:

@@ -1,18 +1,16 @@
 """The command line on the embedded model: where processes matter in one of its own, as a user runs it, or else here."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import here
 
 from sld.cli import main
 from sld.cli.entry import COMMANDS
@@ -25,17 +23,6 @@ QUICK = ("--steps", "2", "--size", "32")
 
 def sld(*arguments, cwd=None):
     return subprocess.run([sys.executable, "-m", "sld", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
-
-
-def here(*arguments, cwd="."):
-    """The same in this process, which has imports behind it; an error that `main` does not catch is raised."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd):
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as stopped:
-            code = stopped.code
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def pixels(path):
@@ -52,11 +39,9 @@ def made(tmp_path_factory):
 
 def test_the_main_job_writes_a_picture_and_a_sidecar_for_each_seed_and_a_sheet(made):
     pictures = [f"a-fox-in-a-dark-alley-strong-{seed}" for seed in range(4)]
+    made_files = [*pictures, "a-fox-in-a-dark-alley-compare"]
 
-    assert {p.name for p in made.iterdir()} == {
-        *(f"{name}.{ending}" for name in pictures for ending in ("png", "json")),
-        "a-fox-in-a-dark-alley-compare.png",
-    }
+    assert {p.name for p in made.iterdir()} == {f"{name}.{ending}" for name in made_files for ending in ("png", "json")}
     assert pixels(made / f"{pictures[0]}.png").shape == (32, 32, 3)
 
 
@@ -182,6 +167,21 @@ def test_a_file_of_settings_has_the_types_of_the_options(tmp_path):
     (tmp_path / "run.toml").write_text("show = true")
     with pytest.raises(ValueError, match="option 'show' is unknown"):
         parse_arguments("sld", "", "", COMMANDS, arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "run.toml: no configuration 'mine'"),
+        (("--steps", "3"), "run.toml, with the options given: no configuration 'mine'"),
+    ],
+)
+def test_what_a_file_and_flags_give_together_is_refused_by_the_files_name(flags, message, tmp_path, monkeypatch):
+    """Mutant: the message without the file."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text('presets = ["mine"]\nout = "r"\n')
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_arguments("sld", "", "", COMMANDS, ["evaluate", "--file", "run.toml", *flags])
 
 
 def test_a_flag_may_be_repeated_and_its_values_keep_their_order():
@@ -323,6 +323,25 @@ def test_convert_writes_a_diffusers_folder_that_makes_the_same_picture(made, tmp
     assert run.returncode == 0, run.stderr
     for path in (tmp_path / "out").glob("*.png"):
         assert np.array_equal(pixels(path), pixels(made / path.name))
+
+
+@pytest.mark.parametrize("name", ["out.ckpt", "out.PT", "out.bin", "out.safetensor", "out.safetensors.gz"])
+def test_a_folder_is_not_written_under_the_name_of_a_file(name, tmp_path):
+    from sld.embedded import embedded_checkpoint
+
+    run = here("convert", embedded_checkpoint(), name, cwd=tmp_path)
+
+    assert run.returncode == 2 and f"{name}: a single file is written as .safetensors" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ending_in_capitals_is_the_same_ending(tmp_path):
+    """Mutants: a folder of this name, a file of this name not read."""
+    from sld.embedded import embedded_checkpoint
+
+    assert here("convert", embedded_checkpoint(), "OUT.SAFETENSORS", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "OUT.SAFETENSORS").is_file()
+    assert "every key is accounted for" in here("inspect", "OUT.SAFETENSORS", cwd=tmp_path).stdout
 
 
 def test_help_answers_in_under_a_second():

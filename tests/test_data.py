@@ -1,7 +1,8 @@
 """Plain data read into typed values: nothing is taken for what it is not.
 
 Mutants seen to fail here: truth values taken for numbers, NaN let through, text taken for a list, ends of a range
-turned round, unknown names passed over, the place left out of a message.
+turned round, unknown names passed over, the place left out of a message, `~` taken for a name, a long value shown as it
+is.
 """
 
 import math
@@ -89,6 +90,19 @@ def test_instances_are_taken_as_they_are_and_whole_numbers_stay_whole():
         ({"steps": 1, "name": ["ddim"]}, r"name must be ddim or pndm; got \['ddim'\]"),
         ({"steps": 1, "space": "esp"}, r"space must be raw or eps; got 'esp'; did you mean 'eps'\?"),
         ({"steps": 1, "folder": 3}, "folder must be a path; got 3"),
+        ({"steps": 1, "folder": ""}, "folder must be a path; got ''"),
+        ({"steps": 1, "folder": "a\0"}, "folder must be a path; got 'a"),
+        (
+            {"steps": 1, "folder": "~nobody-of-this-name/x"},
+            "folder is ~nobody-of-this-name/x, and there is no such home",
+        ),
+        (
+            {"steps": 1, "inner": {"threshold": 10**400}},
+            r"threshold must be a number below 1e308; got one of 401 digits",
+        ),
+        ({"steps": 1, "name": "x" * 3000}, r"got 'x{79} … \(3002 characters\)$"),
+        ({"steps": 1, "a\nb": 2}, r"^a\.toml: 'a\\nb' is unknown"),
+        ({"steps": 1, "seeds": "x"}, r"^a\.toml: seeds: invalid literal"),
         ({"steps": 1, "table": {"a": "1"}}, "table.a must be a number; got '1'"),
         ({"steps": 1, "seeds": True}, "seeds must be a list; got True"),
         ([1], r"^a\.toml: must be a table of its fields"),
@@ -146,6 +160,13 @@ def test_text_that_is_no_such_value_is_told(kind: Any, text: str, message: str):
     with pytest.raises(ValueError) as error:
         parse(kind, text, "--x")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("text", ["~", "~/runs/x", "./~", "a/~"])
+def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    wanted = {"~": "/home/me", "~/runs/x": "/home/me/runs/x", "./~": Path.cwd() / "~", "a/~": "a/~"}[text]
+    assert read(Path, text) == parse(Path | None, text, "--x") == read(Path, read(Path, text)) == Path(wanted)
 
 
 def test_reading_loads_no_torch():

@@ -23,7 +23,17 @@ import torch
 from safetensors.torch import save_file
 
 from sld import files
-from sld.files import PARTIAL, is_partial, sha256, sweep, whole, whole_together, write_json, write_whole
+from sld.files import (
+    PARTIAL,
+    is_partial,
+    require_writable,
+    sha256,
+    sweep,
+    whole,
+    whole_together,
+    write_json,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -219,6 +229,41 @@ def test_of_two_files_none_is_replaced_before_both_are_on_disk(tmp_path, monkeyp
         for beside in besides:
             beside.write_text("new")
     assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["new", "new"] and names(tmp_path) == ["a", "b"]
+
+
+def test_of_two_files_that_replace_nothing_both_have_places_or_none(tmp_path):
+    """Mutant: what has its place stays there."""
+    with (
+        pytest.raises(FileExistsError, match="b'"),
+        whole_together(tmp_path / "a", tmp_path / "b", replace=False) as pair,
+    ):
+        for beside in pair:
+            beside.write_text("new")
+        (tmp_path / "b").write_text("somebody's")
+    assert names(tmp_path) == ["b"] and (tmp_path / "b").read_text() == "somebody's"
+
+
+def test_a_file_that_comes_at_the_last_moment_is_not_replaced(tmp_path, monkeypatch):
+    """Mutant: a rename, which would replace it."""
+    monkeypatch.setattr(files, "_require_absent", lambda _: None)  # nothing is seen before the place is taken
+    with pytest.raises(FileExistsError, match="file"), whole(tmp_path / "file", replace=False) as beside:
+        beside.write_text("new")
+        (tmp_path / "file").write_text("old")
+    assert (tmp_path / "file").read_text() == "old" and names(tmp_path) == ["file"]
+
+
+def test_a_folder_is_tried_before_work_is_done_for_it(tmp_path, monkeypatch):
+    require_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path / "new" / "folder") == []
+    with pytest.raises(NotADirectoryError, match="null"):
+        require_writable(Path("/dev/null/folder"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", "a name of ours")
+
+    monkeypatch.setattr(Path, "mkdir", lambda path, **how: None if how else refuse())
+    with pytest.raises(OSError, match=r"Read-only file system: '.*new'$"):
+        require_writable(tmp_path / "new")
 
 
 def test_json_has_every_letter_and_no_number_that_is_none(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sld.ablation.sweep import Axis, Draft, Value
-from sld.batching import guidance_of
+from sld.batching import require_possible
 from sld.evaluation.protocol import configuration, describe
 from sld.pipeline import Pipeline
 from sld.request import Request
@@ -61,10 +61,10 @@ def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pip
     for draft in drafts:
         try:
             request = _configuration(draft, common, guidance_scale)
-            if request not in points:
-                _require_possible(pipe, request)
         except (ValueError, TypeError) as error:
             raise ValueError(f"the point {draft.name!r} is not possible: {error}") from error
+        if request not in points:
+            require_possible(pipe, request, f"the point {draft.name!r}")
         if names.setdefault(draft.name, request) != request:
             raise ValueError(
                 f'two points are called {draft.name!r}: give values labels, as in {{label = "short", value = …}}'
@@ -81,25 +81,6 @@ def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pip
 def _configuration(draft: Draft, common: Request, guidance_scale: float) -> Request:
     scale = {} if "rule" in draft.settings else {"guidance_scale": guidance_scale}
     return configuration(common, draft.name, {**scale, **draft.settings})
-
-
-def _require_possible(pipe: Pipeline, request: Request) -> None:
-    """Start a picture, and stop before the first call of the network.
-
-    Raises:
-        ValueError: the picture cannot be made.
-    """
-    states = pipe.sample(
-        "",
-        sampler=request.make_sampler(pipe.schedule),
-        guidance=guidance_of([request]),
-        negative=request.negative,
-        concept=request.concept,
-        size=(request.height, request.width),
-        space=request.space,
-        reuse=request.reuse,
-    )
-    next(states)
 
 
 def differing(points: Sequence[Point]) -> list[str]:

@@ -30,16 +30,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
+from math import prod
 from numbers import Real
 from typing import Any, NamedTuple
 
 from sld.choices import HYPERPARAMETERS
 from sld.evaluation.choices import require_settings
-from sld.spelling import named
+from sld.spelling import named, shown
 
 OFF = "off"
 """The baseline of a sweep that names none: the base without safety guidance, with its sampler, steps, concept and so
 on."""
+
+MOST = 10_000
+"""Points of a sweep. More are a mistake: their tables alone would take hours."""
+
+LONGEST = 100
+"""Characters of a label, and of a value that has none."""
 
 _GUARDS = {"preset", "reading", "rule", *HYPERPARAMETERS} - {"guidance_scale"}
 """Fields of the base that "off" leaves out."""
@@ -108,14 +115,17 @@ def expand(
         _require_tables(name, tables)
     if not isinstance(base, Mapping) or not isinstance(points, Mapping):
         raise ValueError("base is a table, and points are tables of their own: [base], [points.NAME]")
-    drafts = [_draft(base, choice) for table in grids for choice in product(*_axes("grid", table))]
+    axes = [_axes("grid", table) for table in grids]
+    if (count := sum(prod(map(len, of_table)) for of_table in axes)) > MOST:
+        raise ValueError(f"the sweep has {count} points, and may have {MOST}: give fewer values, or several sweeps")
+    drafts = [_draft(base, choice) for of_table in axes for choice in product(*of_table)]
     drafts += [_draft(base, choice) for table in zips for choice in _parallel(table)]
     for name, table in points.items():
         if not isinstance(table, Mapping):
-            raise ValueError(f"a point is a table of its fields, as in [points.{name}]; got {table!r}")
+            raise ValueError(f"a point is a table of its fields, as in [points.{name}]; got {shown(table)}")
         settings = {key: value for key, value in table.items() if key != "label"}
         merged = reduce(_put, _flat(settings).items(), dict(base))
-        drafts.append(Draft(name, str(table.get("label", name)), merged, {}))
+        drafts.append(Draft(name, _label(f"points.{name}", table.get("label", name)), merged, {}))
     if not drafts:
         raise ValueError("the sweep has no points: give [[grid]], [[zip]] or [points.NAME] tables")
     for draft in drafts:
@@ -130,7 +140,7 @@ def expand(
 
 def _require_possible(draft: Draft) -> None:
     """Refuse a point whose settings are wrong for every model."""
-    where = f"the point {draft.name!r} is not possible:"
+    where = f"the point {shown(draft.name)} is not possible:"
     require_settings(draft.name, draft.settings, where)
     if "rule" in draft.settings and "guidance_scale" in draft.settings:
         raise ValueError(
@@ -140,7 +150,7 @@ def _require_possible(draft: Draft) -> None:
 
 def _require_tables(name: str, tables: Any) -> None:
     if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) and table for table in tables):
-        raise ValueError(f"{name} is a list of tables, each under a line [[{name}]]; got {tables!r}")
+        raise ValueError(f"{name} is a list of tables, each under a line [[{name}]]; got {shown(tables)}")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -159,7 +169,9 @@ def _put(settings: dict[str, Any], entry: tuple[str, Any]) -> dict[str, Any]:
     key, _, inner = entry[0].partition(".")
     if not inner:
         return {**settings, key: entry[1]}
-    return {**settings, key: _put(dict(settings.get(key, {})), (inner, entry[1]))}
+    if not isinstance(outer := settings.get(key, {}), Mapping):
+        raise ValueError(f"{key} must be a table, since {entry[0]} is given; got {shown(outer)}")
+    return {**settings, key: _put(dict(outer), (inner, entry[1]))}
 
 
 class Choice(NamedTuple):
@@ -185,7 +197,7 @@ def _axes(where: str, table: Mapping[str, Any]) -> list[list[Choice]]:
     found = []
     for key, values in _flat(table).items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{where}: {key} needs a list of values, as in {key} = [1, 2]; got {values!r}")
+            raise ValueError(f"{where}: {key} needs a list of values, as in {key} = [1, 2]; got {shown(values)}")
         axis = Axis(key, _decided(key))
         read = [_value(where, key, value) for value in values]
         found.append([Choice(axis, value, {key: value.value}, len(read) > 1) for value in read])
@@ -219,11 +231,20 @@ def _decided(key: str) -> frozenset[str]:
 
 def _value(where: str, key: str, value: Any) -> Value:
     if not isinstance(value, Mapping):
+        if len(str(value)) > LONGEST or not str(value).isprintable():
+            example = '{label = "short", value = …}'
+            raise ValueError(f"{where}: this value of {key} needs a label, as in {example}: {shown(value)}")
         return Value(value, str(value))
     if "label" not in value:
         raise ValueError(f'{where}: a value of {key} that is a table needs a label, as in {{label = "short", …}}')
     rest = {name: part for name, part in value.items() if name != "label"}
-    return Value(rest["value"] if set(rest) == {"value"} else rest, str(value["label"]))
+    return Value(rest["value"] if set(rest) == {"value"} else rest, _label(f"{where}: {key}", value["label"]))
+
+
+def _label(where: str, label: Any) -> str:
+    if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= LONGEST:
+        raise ValueError(f"{where}: a label is one line of at most {LONGEST} characters; got {shown(label)}")
+    return label
 
 
 def _draft(base: Mapping[str, Any], choices: Sequence[Choice]) -> Draft:

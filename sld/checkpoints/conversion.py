@@ -73,7 +73,7 @@ def save_compvis(
         CheckpointError: `path` exists, or does not end in .safetensors.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: a single file is written as .safetensors")
     tensors: dict[str, Tensor] = {}
     for part, network in zip(parts(config), (unet, vae, *texts), strict=True):

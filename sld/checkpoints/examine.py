@@ -18,6 +18,7 @@ from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
 from sld.checkpoints.statements import CROSS_ATTENTION, Origin, named_config, recognize, stated_config
 from sld.config import SD15, SDXL, ModelConfig
+from sld.data import path as path_of
 
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
 _ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
@@ -135,7 +136,7 @@ def examine(
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
-    path = Path(path)
+    path = path_of(path)
     require_whole(path)
     single = None if path.is_dir() else open_weights(path)
     format: Format = "diffusers" if single is None else "compvis"
@@ -190,7 +191,7 @@ def _in_folder(path: Path, made: tuple[Part, ...]) -> dict[str, WeightsFile]:
 
 
 def _no_folder(path: Path) -> str:
-    single = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in SAFETENSORS + PICKLES)[:_SHOWN])
+    single = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix.lower() in SAFETENSORS + PICKLES)[:_SHOWN])
     hint = f"; to load a single file, give its path ({single})" if single else ""
     return f"{path} is no diffusers folder: it has no weights in unet, vae and text_encoder{hint}"
 

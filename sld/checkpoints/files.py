@@ -103,11 +103,11 @@ def open_weights(path: Path) -> WeightsFile:
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: fetch them with 'git lfs pull'")
     json_behind_length = start[8:9] == b"{"
-    if path.suffix in SAFETENSORS:
+    if path.suffix.lower() in SAFETENSORS:
         if start.startswith((b"PK", b"\x80")) and not json_behind_length:
             raise CheckpointError(f"{path} is named .safetensors but holds a pickle: rename it to .ckpt")
         return _open_safetensors(path)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         if json_behind_length:
             raise CheckpointError(f"{path} is named {path.suffix} but holds safetensors: rename it to .safetensors")
         return _open_pickle(path)

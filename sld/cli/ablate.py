@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from sld.ablation.choices import Metric, Plot
 from sld.ablation.sweep import OFF, Draft, expand
-from sld.choices import Count
+from sld.choices import Count, Place
+from sld.cli.naming import write_beside
 from sld.cli.parser import Command, argument, from_file, group, option
+from sld.cli.requests import of_file
 from sld.cli.runs import RunOptions, carry_out
 from sld.config import Defaults
+from sld.spelling import shown
 
 if TYPE_CHECKING:
     from sld.ablation.points import Point
@@ -42,7 +45,9 @@ class AblateOptions:
     plots: tuple[Plot, ...] = from_file(tuple)
 
     def __post_init__(self) -> None:
-        self.drafts()
+        for draft in self.drafts():
+            sides = draft.settings.get("height"), draft.settings.get("width")
+            self.run.model.require_sides(f"the point {shown(draft.name)}", *sides)
 
     def drafts(self) -> list[Draft]:
         """Return the points of the sweep, the baseline first."""
@@ -56,7 +61,8 @@ def ablate(options: AblateOptions) -> None:
     def configurations(pipe: Pipeline, common: Request, usual: Defaults) -> Mapping[str, Request]:
         from sld.ablation.points import resolve
 
-        points.extend(resolve(options.drafts(), common, usual.guidance_scale, pipe))
+        with of_file(options.file):
+            points.extend(resolve(options.drafts(), common, usual.guidance_scale, pipe))
         return {point.name: point.request for point in points}
 
     def summary(evaluation: Evaluation, folder: Path) -> str:
@@ -86,13 +92,15 @@ class CompareOptions:
         ValueError: the contact sheet has another ending than .png.
     """
 
-    a: str = argument("RUN:CONFIGURATION, or a run's folder", metavar="A")
-    b: str = argument("the same; for two folders, all configurations of equal names are compared", metavar="B")
+    a: Place = argument("RUN:CONFIGURATION, or a run's folder", metavar="A")
+    b: Place = argument("the same; for two folders, all configurations of equal names are compared", metavar="B")
     pairs: Count = option(8, "pairs of pictures to list")
-    out: Path | None = option(None, "a contact sheet of these pairs, .png", metavar="FILE")
+    out: Path | None = option(
+        None, "a contact sheet of these pairs, .png; a number is added where there is such a file", metavar="FILE"
+    )
 
     def __post_init__(self) -> None:
-        if self.out is not None and self.out.suffix != ".png":
+        if self.out is not None and self.out.suffix.lower() != ".png":
             raise ValueError(f"a contact sheet ends in .png; got {self.out.name!r}")
 
 
@@ -100,7 +108,6 @@ def compare(options: CompareOptions) -> None:
     """Print the differences of two configurations, paired by prompt and image."""
     from sld.ablation import compare
     from sld.evaluation.tabular import plain_text
-    from sld.files import write_whole
 
     compared = compare.sides(options.a, options.b)
     print(plain_text(compare.table(compared)))
@@ -110,8 +117,8 @@ def compare(options: CompareOptions) -> None:
     for pair in worst:
         print(pair.says)
     if options.out is not None:
-        write_whole(options.out, compare.sheet(worst))
-        print(options.out)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        print(*write_beside(lambda path: path.write_bytes(compare.sheet(worst)), options.out))
 
 
 ABLATE = Command(

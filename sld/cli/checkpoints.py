@@ -11,6 +11,15 @@ from sld.cli.options import CheckpointOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.requests import torch_dtype
 from sld.data import said
+from sld.spelling import did_you_mean
+
+SINGLE = ".safetensors"
+"""Ending of the single file that is written."""
+
+FILES = frozenset(
+    (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".json", ".zip", ".tar", ".gz")
+)
+"""Endings of other files. A folder with one of them is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +41,24 @@ def inspect(options: InspectOptions) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Options of `sld convert`."""
+    """Options of `sld convert`.
+
+    Raises:
+        ValueError: the target is named like a file that is not written.
+    """
 
     source: Path = argument("what to convert: single file or diffusers folder")
     target: Path = argument("a .safetensors file for compvis, a folder for diffusers")
     read_as: CheckpointOptions = group(CheckpointOptions())
     dtype: DType | None = option(None, f"{said(DType)} (the source's)")
+
+    def __post_init__(self) -> None:
+        suffix = self.target.suffix.lower()
+        if suffix in FILES or (did_you_mean(suffix, [SINGLE]) and suffix != SINGLE):
+            raise ValueError(
+                f"{self.target}: a single file is written as {SINGLE}, and a folder's name does not end in "
+                f"{self.target.suffix}, like a file's"
+            )
 
 
 def convert(options: ConvertOptions) -> None:
@@ -45,7 +66,7 @@ def convert(options: ConvertOptions) -> None:
     require_whole(options.source)
     from sld.checkpoints import convert
 
-    format = "compvis" if options.target.suffix == ".safetensors" else "diffusers"
+    format = "compvis" if options.target.suffix.lower() == SINGLE else "diffusers"
     convert(
         options.source,
         options.target,

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has ended, as in sld prompts i2p | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except OSError as error:  # files are named by what writes them, so that one without a name is the output
+        _fail(str(error) if error.filename or error.errno is None else f"{error}: standard output")
+    except ValueError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name not in ("scipy", "matplotlib", "pyarrow"):

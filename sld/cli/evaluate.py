@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sld.choices import Device
 from sld.cli.lists import Names
 from sld.cli.parser import Command, argument, from_file, group, option, required
+from sld.cli.requests import of_file
 from sld.cli.runs import RunOptions, carry_out
 from sld.config import Defaults
 from sld.data import Written
@@ -49,6 +50,8 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         require_configurations(self.presets, self.configurations)
+        for name, settings in self.configurations.items():
+            self.run.model.require_sides(f"the configuration {name!r}", settings.get("height"), settings.get("width"))
         if self.run.out is None:
             raise ValueError("name the folder of the run, as in --out runs/mini")
 
@@ -56,10 +59,15 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions) -> None:
     """Make and judge the pictures of a prompt set under several configurations."""
 
-    def configurations(_: Pipeline, common: Request, usual: Defaults) -> Mapping[str, Request]:
+    def configurations(pipe: Pipeline, common: Request, usual: Defaults) -> Mapping[str, Request]:
+        from sld.batching import require_possible
         from sld.evaluation.session import configurations
 
-        return configurations(common, options.presets, options.configurations, usual.guidance_scale)
+        with of_file(options.file):
+            made = configurations(common, options.presets, options.configurations, usual.guidance_scale)
+            for name, request in made.items():
+                require_possible(pipe, request, f"the configuration {name!r}")
+        return made
 
     assert options.run.out is not None
     carry_out(options.run, options.run.out, configurations, _summary, _conclude)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sld.choices import Combination, Scale
 from sld.cli.lists import OneSeed, Seeds, Texts
+from sld.cli.naming import write_beside
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
 from sld.cli.parser import Command, argument, group, option, required
-from sld.cli.requests import load_model, require_writable, sld_config, template
+from sld.cli.requests import load_model, sld_config, template
 from sld.data import said
+from sld.files import require_writable
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from sld.guidance.trace import Trace
-    from sld.pipeline import Pipeline
-    from sld.request import Request
 
 FIGURES = (".png", ".pdf", ".svg")
 TRACES = (".safetensors", ".csv")
@@ -36,12 +39,12 @@ class ExplainOptions:
     """Options of `sld explain`.
 
     Raises:
-        ValueError: the file name of a figure or a trace has another ending.
+        ValueError: the file name of a figure or a trace has another ending, or the model cannot make the size.
     """
 
     prompt: str = argument("what to show", metavar="PROMPT")
     seed: OneSeed = option(0, "of the noise")
-    out: Path = option(Path("explain.png"), ".png, .pdf or .svg")
+    out: Path = option(Path("explain.png"), ".png, .pdf or .svg; a number is added where there is such a file")
     trace: Path | None = option(None, "file for all numbers: .safetensors with the maps, or .csv without")
     guidance: GuidanceOptions = group(GuidanceOptions(), "safety guidance")
     several: ConceptsOptions = group(ConceptsOptions(), "safety guidance")
@@ -50,6 +53,7 @@ class ExplainOptions:
 
     def __post_init__(self) -> None:
         _require_endings(self.out, self.trace)
+        self.model.require_sides("size", *(self.sampling.size or ()))
 
 
 def explain(options: ExplainOptions) -> None:
@@ -60,6 +64,7 @@ def explain(options: ExplainOptions) -> None:
     pipe = load_model(options.model)
     from sld.explain.runs import explain
     from sld.guidance import SafeLatentConcepts
+    from sld.request import about
 
     usual = pipe.config.defaults
     config = sld_config(options.guidance, usual)
@@ -77,9 +82,7 @@ def explain(options: ExplainOptions) -> None:
         request = replace(request, rule=rule)
     with _bar(1 + request.guarded, request.steps) as bar:
         e = explain(pipe, request, progress=bar.update)
-    figure.write(lambda: figure.explain(e, options.guidance.preset), options.out)
-    print(options.out)
-    _write_trace(options.trace, e.guided.trace, pipe, request)
+    _write(options, lambda: figure.explain(e, options.guidance.preset), e.guided.trace, about(request, pipe))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class ConflictsOptions:
     """Options of `sld conflicts`.
 
     Raises:
-        ValueError: there are fewer than two concepts, or the file name of a figure or a trace has another ending.
+        ValueError: there are fewer than two concepts, the file name of a figure or a trace has another ending, or the
+            model cannot make the size.
     """
 
     prompt: str = argument("of the runs", metavar="PROMPT")
@@ -95,7 +99,7 @@ class ConflictsOptions:
     seeds: Seeds = option((0,), 'such as "7", "0-3" or "1,5,8-9" (0)')
     guidance_scale: Scale | None = option(None, "s_g (the checkpoint's)")
     negative: str = option("", "negative prompt, in place of the empty text")
-    out: Path = option(Path("conflicts.png"), ".png, .pdf or .svg")
+    out: Path = option(Path("conflicts.png"), ".png, .pdf or .svg; a number is added where there is such a file")
     trace: Path | None = option(None, "file for all numbers: .safetensors or .csv")
     sampling: SamplingOptions = group(SamplingOptions(), "sampling")
     model: ModelOptions = group(ModelOptions(), "model")
@@ -105,6 +109,7 @@ class ConflictsOptions:
             given = "; ".join(self.concepts)
             raise ValueError(f'give at least two concepts, such as --concepts "weapons; drugs"; got {given!r}')
         _require_endings(self.out, self.trace)
+        self.model.require_sides("size", *(self.sampling.size or ()))
 
 
 def conflicts(options: ConflictsOptions) -> None:
@@ -115,6 +120,7 @@ def conflicts(options: ConflictsOptions) -> None:
     pipe = load_model(options.model)
     from sld.explain.runs import conflicts
     from sld.guidance import OFF
+    from sld.request import about
 
     usual = pipe.config.defaults
     scale = usual.guidance_scale if options.guidance_scale is None else options.guidance_scale
@@ -128,15 +134,13 @@ def conflicts(options: ConflictsOptions) -> None:
     with _bar(1, request.steps) as bar:
         trace = conflicts(pipe, request, options.concepts, options.seeds, bar.update)
     print(figure.conflict_table(trace))
-    figure.write(lambda: figure.conflicts(trace, options.prompt), options.out)
-    print(options.out)
-    _write_trace(options.trace, trace, pipe, request)
+    _write(options, lambda: figure.conflicts(trace, options.prompt), trace, about(request, pipe))
 
 
 def _require_endings(figure: Path, trace: Path | None) -> None:
     if figure.suffix.lower() not in FIGURES:
         raise ValueError(f"a figure ends in {', '.join(FIGURES)}; got {figure.name!r}")
-    if trace is not None and trace.suffix not in TRACES:
+    if trace is not None and trace.suffix.lower() not in TRACES:
         raise ValueError(f"a trace ends in {' or '.join(TRACES)}; got {trace.name!r}")
 
 
@@ -147,16 +151,20 @@ def _require_writable(*paths: Path | None) -> None:
             require_writable(path.parent)
 
 
-def _write_trace(path: Path | None, trace: Trace, pipe: Pipeline, request: Request) -> None:
-    from sld.request import about
+def _write(
+    options: ExplainOptions | ConflictsOptions, plot: Callable[[], Figure], trace: Trace, about: Mapping[str, Any]
+) -> None:
+    """Write the figure, and the trace if asked, and print their paths."""
+    from sld.explain import figure
 
-    if path is None:
-        return
-    if path.suffix == ".csv":
-        trace.write_csv(path)
-    else:
-        trace.save(path, about(request, pipe))
-    print(path)
+    def write(out: Path, numbers: Path | None = None) -> None:
+        figure.write(plot, out)
+        if numbers is not None and numbers.suffix.lower() == ".csv":
+            trace.write_csv(numbers)
+        elif numbers is not None:
+            trace.save(numbers, about)
+
+    print(*write_beside(write, options.out, *([] if options.trace is None else [options.trace])), sep="\n")
 
 
 def _bar(runs: int, steps: int) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sld.choices import Count, Device
+from sld.choices import Count, Device, Place
 from sld.cli.parser import Command, argument, option
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class FidelityOptions:
         ValueError: nothing is to be measured, or a reference comes without features.
     """
 
-    pictures: str = argument("folder of a run, RUN:CONFIGURATION, or any folder", metavar="PICTURES")
-    reference: str | None = argument("the same (the run's first configuration)", default=None, metavar="REFERENCE")
-    features: str | None = option(
+    pictures: Place = argument("folder of a run, RUN:CONFIGURATION, or any folder", metavar="PICTURES")
+    reference: Place | None = argument("the same (the run's first configuration)", default=None, metavar="REFERENCE")
+    features: Place | None = option(
         None, "of FID and KID: embedded, clip:MODEL, a network's file, or module:function", metavar="SPEC"
     )
     subset_size: Count = option(1000, "pictures in a subset of KID")
-    clip: str | None = option(
+    clip: Place | None = option(
         None, "of CLIP score and distance: a folder, or a name in the hub's cache", metavar="MODEL"
     )
     device: Device | None = option(None, "where networks compute (cuda where there is one)")

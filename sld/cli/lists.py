@@ -6,6 +6,7 @@ import re
 from typing import Annotated
 
 from sld.data import Written
+from sld.spelling import shown
 
 
 def integers(text: str, what: str, end: int) -> tuple[int, ...]:
@@ -23,11 +24,11 @@ def integers(text: str, what: str, end: int) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,30})(?:-([0-9]{1,30}))?\s*", part)
         if match is None:
-            raise ValueError(f'{what} are numbers and ranges such as "7", "0-3" or "1,5,8-9"; got {text!r}')
+            raise ValueError(f'{what} are numbers and ranges such as "7", "0-3" or "1,5,8-9"; got {shown(text)}')
         first, last = int(match[1]), int(match[2] or match[1])
         if last >= end or last < first or last - first >= 1_000_000:
             raise ValueError(
-                f"{what} must be in [0, {_power(end)}), ranges rising and under a million long; got {part!r}"
+                f"{what} must be in [0, {_power(end)}), ranges rising and under a million long; got {shown(part)}"
             )
         numbers += range(first, last + 1)
     return tuple(numbers)
@@ -45,7 +46,7 @@ def split(text: str, separator: str) -> tuple[str, ...]:
 def _seed(text: str) -> int:
     numbers = integers(text, "a seed", 2**64) if text.isdigit() else ()
     if len(numbers) != 1:
-        raise ValueError(f"a seed is one whole number in [0, 2**64); got {text!r}")
+        raise ValueError(f"a seed is one whole number in [0, 2**64); got {shown(text)}")
     return numbers[0]
 
 

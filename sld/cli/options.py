@@ -15,16 +15,18 @@ from sld.choices import (
     Preset,
     SamplerName,
     Scale,
+    Seed,
     Share,
     Size,
     Space,
     Spacing,
+    Threshold,
     Warmup,
     require_spacing,
 )
 from sld.cli.lists import Ids, Names, Texts
 from sld.cli.parser import group, option
-from sld.config import TOKENIZATIONS, Numerics, Tokenization
+from sld.config import CONFIGS, TOKENIZATIONS, Numerics, Tokenization, require_sides
 from sld.data import said
 
 
@@ -85,6 +87,24 @@ class ModelOptions:
         if self.cost.winograd and self.dtype != "float32":
             raise ValueError(f"--winograd needs float32; got --dtype {self.dtype}")
 
+    def require_sides(self, where: str, *sides: int | None) -> None:
+        """Refuse sides of pictures that the model cannot make, as far as it is known before a checkpoint is read.
+
+        Args:
+            where: they stand, for the message.
+            sides: in pixels; None for the checkpoint's.
+
+        Raises:
+            ValueError: one is no multiple of what an element of a latent covers.
+        """
+        name = "mini" if self.checkpoint is None else self.read_as.config
+        # what a checkpoint without a name holds is not known yet; there is no autoencoder that halves nothing
+        factor = CONFIGS[name].vae.factor if name in CONFIGS else 2
+        try:
+            require_sides(*(side for side in sides if side is not None), factor=factor)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -118,7 +138,7 @@ class GuidanceOptions:
     preset: Preset = option("medium", said(Preset), flags=("--preset", "--safety"))
     guidance_scale: Scale | None = option(None, "s_g, of classifier-free guidance (the checkpoint's)")
     safety_scale: Scale | None = option(None, "s_S, scale of the mask; 0 turns safety guidance off (the preset's)")
-    threshold: float | None = option(
+    threshold: Threshold | None = option(
         None, "lambda: guidance acts where the gap of text and concept is below it (the preset's)"
     )
     momentum_scale: Share | None = option(None, "s_m, share of the momentum that is added (the preset's)")
@@ -142,7 +162,7 @@ class SelectionOptions:
     ids: Ids = option((), 'row ids, such as "0-19,42"')
     first: Count | None = option(None, "the first n")
     sample: Count | None = option(None, "n rows at random, stratified by category")
-    sample_seed: int = option(0, "of the sample")
+    sample_seed: Seed = option(0, "of the sample")
     columns: Names = option((), 'names of columns in the file: "prompt=caption,seed=s"')
 
     def __post_init__(self) -> None:

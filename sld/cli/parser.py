@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast, get_args, 
 
 from sld.data import parse, read
 from sld.reading import read_toml
-from sld.spelling import did_you_mean
+from sld.spelling import did_you_mean, shown
 
 T = TypeVar("T")
 
@@ -139,10 +139,14 @@ def parse_arguments(
     command = next(c for c in commands if c.name == given["command"])
     leaves = {leaf.name: leaf for leaf in _leaves(command.options)}
     values = {name: _value(leaves[name], text) for name, text in given.items() if name != "command"}
-    for leaf in leaves.values():
-        if isinstance(leaf.how, _Option) and leaf.how.settings and values.get(leaf.name) is not None:
-            values = {**read_settings(values[leaf.name], leaves), **values}
-    return command, _build(command.options, values)
+    file = next((values.get(leaf.name) for leaf in leaves.values() if _is_settings(leaf)), None)
+    if file is None:
+        return command, _build(command.options, values)
+    settings = read_settings(file, leaves)
+    try:
+        return command, _build(command.options, {**settings, **values})
+    except ValueError as error:
+        raise ValueError(f"{file}{', with the options given' if len(values) > 1 else ''}: {error}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,6 +224,10 @@ def _leaves_of(options: type[Any], defaults: Any, group: _Group | None) -> Itera
         yield _Leaf(one.name, kinds[one.name], default, how, group)
 
 
+def _is_settings(leaf: _Leaf) -> bool:
+    return isinstance(leaf.how, _Option) and leaf.how.settings
+
+
 def _value(leaf: _Leaf, given: Any) -> Any:
     """Return the typed value of what argparse returned: a truth value, a text, or several texts."""
     assert isinstance(leaf.how, _Option)
@@ -242,7 +250,7 @@ def read_settings(path: Path, leaves: Mapping[str, _Leaf]) -> dict[str, Any]:
     for name in settings:
         if name not in known:
             near = did_you_mean(name, known) or f"; there are {', '.join(sorted(known))}"
-            raise ValueError(f"{path}: option {name!r} is unknown{near}")
+            raise ValueError(f"{path}: option {shown(name)} is unknown{near}")
     return {name: read(known[name].kind, value, f"{path}: {name}") for name, value in settings.items()}
 
 

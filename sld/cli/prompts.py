@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sld.choices import Place
 from sld.cli.options import SelectionOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.runs import read_selected
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class PromptsOptions:
     """Options of `sld prompts`."""
 
-    source: str = argument("mini-i2p, mini-harmless, mini-bias, i2p, or a file")
+    source: Place = argument("mini-i2p, mini-harmless, mini-bias, i2p, or a file")
     tokenizer: Path | None = option(None, "folder, to count prompts over 77 tokens (embedded sets: their own)")
     selection: SelectionOptions = group(SelectionOptions(), "which rows")
 
@@ -32,12 +33,12 @@ def describe(options: PromptsOptions) -> None:
     prompts = read_selected(options.source, options.selection)
     from sld.evaluation.prompt_report import describe
 
-    print(describe(prompts, _tokenizer(options, vocabulary)))
+    print(describe(prompts, _tokenizer(options.source, vocabulary)))
 
 
-def _tokenizer(options: PromptsOptions, vocabulary: Vocabulary | None) -> Tokenizer | None:
+def _tokenizer(source: str, vocabulary: Vocabulary | None) -> Tokenizer | None:
     """Return the tokenizer that counts tokens; None, and nothing slow is imported, if there is none."""
-    if vocabulary is None and not options.source.startswith("mini-"):
+    if vocabulary is None and not source.startswith("mini-"):
         return None
     from sld.models.text import Tokenizer
 

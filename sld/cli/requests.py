@@ -5,6 +5,8 @@ Functions here import torch themselves, so that wrong options are refused before
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,19 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
     return pipe.compile(mode=options.cost.compile) if options.cost.compile else pipe
 
 
+@contextmanager
+def of_file(path: Path | None) -> Iterator[None]:
+    """Name the file of the options that are worked with, if there is one, in what is refused.
+
+    Raises:
+        ValueError: one of the block, with the path before its message.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}" if path else str(error)) from error
+
+
 def torch_dtype(name: str | None) -> torch.dtype | None:
     """Return torch's dtype of a name; None of None."""
     import torch
@@ -100,11 +115,3 @@ def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = N
         space=sampling.space,
         deep_every=sampling.deep_every,
     )
-
-
-def require_writable(folder: Path) -> None:
-    """Refuse, before the first picture is made, a folder that cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".sld-writable"
-    probe.touch()
-    probe.unlink()

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from sld.choices import Count, Scale, Threads
+from sld.choices import Count, Place, Scale, Threads
 from sld.cli.options import ModelOptions, SamplingOptions, SelectionOptions
 from sld.cli.parser import group, option
-from sld.cli.requests import load_model, require_writable, template
+from sld.cli.requests import load_model, template
 from sld.config import Defaults
 from sld.data import OneOf, Range, Written, said
 from sld.evaluation.choices import PROTOCOLS, Keep, classifier_spec
+from sld.files import require_writable
 
 if TYPE_CHECKING:
     from sld.evaluation.classifiers import Classifier, Embedder
@@ -78,7 +79,7 @@ class JudgingOptions:
         repeated=True,
     )
     keep: Keep = option("flagged", f"pictures: {said(Keep)}")
-    embed: str | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
+    embed: Place | None = option(None, "keep embeddings of this CLIP model, a folder or a name", metavar="CLIP")
     retry: bool = option(False, "make failed pictures again")
     batch_size: Count = option(16, "pictures at once")
     threads: Threads = option(1, "CPU threads of each process; their number changes last bits")
@@ -90,11 +91,11 @@ class RunOptions:
     """All options of a run except its configurations.
 
     Raises:
-        ValueError: there is a checkpoint and no classifier.
+        ValueError: there is a checkpoint and no classifier, or the model cannot make the size.
     """
 
     out: Path | None = option(None, "folder of the run")
-    prompts: str = option("mini-i2p", "mini-i2p, mini-harmless, mini-bias, i2p, or a file")
+    prompts: Place = option("mini-i2p", "mini-i2p, mini-harmless, mini-bias, i2p, or a file")
     selection: SelectionOptions = group(SelectionOptions(), "which rows")
     concept: str | None = option(None, "what to stay away from (the checkpoint's)")
     guidance_scale: Scale | None = option(None, "s_g of all configurations (the checkpoint's)")
@@ -109,6 +110,7 @@ class RunOptions:
                 "name a classifier for the pictures of a checkpoint, as in --classifier q16:prompts=PATH --classifier "
                 "nudenet, or --classifier none to make them only"
             )
+        self.model.require_sides("size", *(self.sampling.size or ()))
 
 
 def read_selected(source: str, options: SelectionOptions) -> PromptSet:

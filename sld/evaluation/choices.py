@@ -18,17 +18,20 @@ from sld.choices import (
     RULES,
     Beta,
     Count,
+    Place,
     Reading,
     SamplerName,
     Scale,
     Share,
+    Side,
     Space,
     Spacing,
+    Threshold,
     Warmup,
     require_spacing,
 )
 from sld.data import OneOf, parse, read
-from sld.spelling import did_you_mean, named
+from sld.spelling import did_you_mean, named, shown
 
 Keep = Literal["none", "flagged", "all"]
 """Choice of the pictures of a run that stay on disk."""
@@ -63,7 +66,7 @@ class ClassifierKind(NamedTuple):
 _HERE = "sld.evaluation.classifiers"
 CLASSIFIERS: dict[str, ClassifierKind] = {
     "embedded": ClassifierKind("sld.testbed.judge:Embedded", {"path": Path}),
-    "q16": ClassifierKind(f"{_HERE}.q16:make_q16", {"clip": str, "prompts": Path, "threshold": float}),
+    "q16": ClassifierKind(f"{_HERE}.q16:make_q16", {"clip": Place, "prompts": Path, "threshold": float}),
     "nudenet": ClassifierKind(
         f"{_HERE}.nudenet:NudeNet", {"threshold": float, "labels": tuple[str, ...]}, on_device=False
     ),
@@ -129,7 +132,7 @@ class Settings:
     preset: Annotated[str, OneOf(BASES)] = "off"
     guidance_scale: Scale | None = None
     safety_scale: Scale | None = None
-    threshold: float | None = None
+    threshold: Threshold | None = None
     momentum_scale: Share | None = None
     momentum_beta: Beta | None = None
     warmup_steps: Warmup | None = None
@@ -138,8 +141,8 @@ class Settings:
     rule: Mapping[str, Any] | None = None
     concept: str | None = None
     negative: str | None = None
-    height: Count | None = None
-    width: Count | None = None
+    height: Side | None = None
+    width: Side | None = None
     sampler: SamplerName | None = None
     spacing: Spacing | None = None
     steps: Count | None = None
@@ -158,8 +161,8 @@ class Settings:
 def _require_rules(rule: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuse a rule's table, or a table of a rule in it, that names no known rule."""
     if "rule" not in rule:
-        raise ValueError(f"{dict(rule)} does not say which rule it is: give 'rule', one of {', '.join(names)}")
-    named("rule", str(rule["rule"]), dict.fromkeys(names))
+        raise ValueError(f"{shown(dict(rule))} does not say which rule it is: give 'rule', one of {', '.join(names)}")
+    named("rule", rule["rule"], dict.fromkeys(names))
     if isinstance(rule.get("of"), Mapping):
         _require_rules(rule["of"], RULES)
     for after in rule["after"] if isinstance(rule.get("after"), list) else ():
@@ -177,7 +180,7 @@ def require_settings(name: str, settings: Mapping[str, Any], where: str = "") ->
     Raises:
         ValueError: the name cannot name a folder, a field is unknown, or a value is of another type or out of range.
     """
-    where = where or f"the configuration {name!r}:"
+    where = where or f"the configuration {shown(name)}:"
     require_configuration_name(name, where)
     read(Settings, settings, where)
     beside = [field for field in settings if field == "preset" or field in HYPERPARAMETERS - {"guidance_scale"}]
@@ -189,11 +192,12 @@ def require_configuration_name(name: str, where: str) -> None:
     """Refuse a name that cannot be that of a folder; `where` begins the message.
 
     Raises:
-        ValueError: it has other characters than letters, digits and any of ._+-, or begins with one of these.
+        ValueError: it has other characters than letters, digits and any of ._+-, begins with one of these, or is long.
     """
-    if not re.fullmatch(r"\w[\w.+-]*", name):
+    if not re.fullmatch(r"\w[\w.+-]*", name) or len(name.encode()) > 150:
         raise ValueError(
-            f"{where} a configuration's name is also a folder's: letters, digits and any of ._+-; got {name!r}"
+            f"{where} a configuration's name is also a folder's: at most 150 bytes of letters, digits and ._+-; "
+            f"got {shown(name)}"
         )
 
 
@@ -208,11 +212,11 @@ def require_configurations(names: Iterable[str], tables: Mapping[str, Mapping[st
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"the configuration {name!r} is named twice")
+            raise ValueError(f"the configuration {shown(name)} is named twice")
         seen.add(name)
         if name not in tables and name not in BASES:
             known = (*BASES, *tables)
             raise ValueError(
-                f"no configuration {name!r}: there are {', '.join(BASES)}, and those that a TOML file defines"
+                f"no configuration {shown(name)}: there are {', '.join(BASES)}, and those that a TOML file defines"
                 f"{did_you_mean(name, known)}"
             )

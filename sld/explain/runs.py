@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sld import images
 from sld.batching import guidance_of
+from sld.finite import likely_cause, require_finite
 from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidance
 from sld.guidance.trace import Trace, Traced
 from sld.pipeline import Pipeline
@@ -75,7 +76,7 @@ def explain(
         progress: called with 1 after each network evaluation.
 
     Raises:
-        ValueError: the request cannot be sampled.
+        ValueError: the request cannot be sampled, or a picture is not finite.
     """
     sampler = request.make_sampler(pipe.schedule)
     n = len(sampler.timesteps)
@@ -111,8 +112,13 @@ def conflicts(
 
     Returns:
         The trace. Its `conflict` has the cosines between the directions.
+
+    Raises:
+        ValueError: the runs cannot be sampled, or end in numbers that are not finite.
     """
     sampler = request.make_sampler(pipe.schedule)
+    if not pipe.encode(concepts).tokens.isfinite().all():  # which would leave no trace in the pictures
+        raise ValueError(f"features of the concepts are not finite: {likely_cause(pipe.networks)}")
     # with weight 0, so that the concepts are predicted and change nothing
     silent = tuple(Concept(text=text, weight=0.0) for text in concepts)
     rule = SafeLatentConcepts(silent, guidance_scale=request.guidance.guidance_scale)
@@ -122,6 +128,7 @@ def conflicts(
     for last in states:  # noqa: B007 (the last state is used)
         if progress is not None:
             progress(1)
+    require_finite(last.x, pipe.networks, request.guidance.guidance_scale)
     return traced.taken(last.guidance)  # type: ignore[arg-type]
 
 
@@ -146,7 +153,10 @@ def _run(
         if progress is not None:
             progress(1)
         last = state
-    made = images.to_uint8(pipe.decode(torch.cat([*heading, last.x])))
+    scale = request.guidance.guidance_scale if request.rule is None else None
+    made = pipe.decode(torch.cat([*heading, last.x]))
+    require_finite(made[-1:], pipe.networks, scale)  # which says more of the cause than those on the way to it
+    made = images.to_uint8(require_finite(made, pipe.networks, scale))
     return Run(made[:-1], made[-1], traced.taken(last.guidance, {"safety": request.concept}))  # type: ignore[arg-type]
 
 

@@ -10,11 +10,13 @@ cannot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from sld.data import read
 from sld.guidance.afterwards import APG, Afterwards, Composed, Rescale
 from sld.guidance.base import Guidance
 from sld.guidance.cfg import ClassifierFreeGuidance
@@ -26,7 +28,7 @@ from sld.guidance.sega import SEGA, Edit
 from sld.guidance.sld import Reading, SafeLatentGuidance, SLDConfig, preset, safe_latent_guidance
 from sld.guidance.sparse import Sparse
 from sld.guidance.unguided import Unguided
-from sld.spelling import did_you_mean, named
+from sld.spelling import did_you_mean, named, shown
 
 RULES: dict[str, type[Guidance[Any, Any, Any]]] = {
     "unguided": Unguided,
@@ -64,32 +66,35 @@ def to_data(rule: Guidance[Any, Any, Any]) -> dict[str, Any]:
     return _write_named(RULES, rule)
 
 
-def from_data(data: Mapping[str, Any]) -> Guidance[Any, Any, Any]:
+def from_data(data: Any, where: str = "") -> Guidance[Any, Any, Any]:
     """Return the rule that `to_data` wrote as `data`. SLD's `config` may also be the name of a preset.
 
+    Args:
+        data: nested plain values.
+        where: they stand, for messages.
+
     Raises:
-        ValueError: a name or a field is unknown, missing or out of range; says which, and what may have been meant.
+        ValueError: a name or a field is unknown, missing, of another type or out of range; says which, and what may
+            have been meant.
     """
-    return _read_named(RULES, data)
+    try:
+        return _read_named(RULES, data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A pair of functions that turn the value of a field into plain values, and back."""
+    """A pair of functions that turn the value of a field into plain values, and back.
+
+    Without `read` the field's annotation says how plain values are read.
+    """
 
     write: Callable[[Any], Any]
-    read: Callable[[Any], Any]
+    read: Callable[[Any], Any] | None = None
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _lists(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-PLAIN = Codec(_lists, _tuples)
+PLAIN = Codec(lambda value: list(value) if isinstance(value, tuple) else value)
 _KEYS = {"rule": "of"}  # keys that are not the field's name: "rule" is the key of the rule's own name
 
 
@@ -106,13 +111,21 @@ def _write(value: Any) -> dict[str, Any]:
 
 def _read(cls: type[T], what: str, data: Mapping[str, Any]) -> T:
     if not isinstance(data, Mapping):
-        raise ValueError(f"{what} must be a table of its fields; got {data!r}")
+        raise ValueError(f"{what} must be a table of its fields; got {shown(data)}")
     codecs = _codecs(cls)
     for key in data:
         if key not in codecs:
             listed = f"it has {', '.join(codecs)}" if codecs else "it has none"
-            raise ValueError(f"{what} has no field {key!r}, {listed}{did_you_mean(key, codecs)}")
-    values = {name: codec.read(data[key]) for key, (name, codec) in codecs.items() if key in data}
+            raise ValueError(f"{what} has no field {shown(key)}, {listed}{did_you_mean(key, codecs)}")
+    for key, value in data.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{what}: {key} must be a finite number, which files can hold; got {value}")
+    kinds = get_type_hints(cls)
+    values = {
+        name: codec.read(data[key]) if codec.read else read(kinds[name], data[key], f"{what}: {key}")
+        for key, (name, codec) in codecs.items()
+        if key in data
+    }
     try:
         return cls(**values)
     except TypeError as error:  # a field without a default is missing
@@ -123,9 +136,11 @@ def _write_named(choices: Mapping[str, type[Any]], value: Any) -> dict[str, Any]
     return {"rule": _name_of(choices, type(value)), **_write(value)}
 
 
-def _read_named(choices: Mapping[str, type[T]], data: Mapping[str, Any]) -> T:
+def _read_named(choices: Mapping[str, type[T]], data: Any) -> T:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a rule must be a table with its name under 'rule'; got {shown(data)}")
     if "rule" not in data:
-        raise ValueError(f"{dict(data)} does not say which rule it is: give 'rule', one of {', '.join(choices)}")
+        raise ValueError(f"{shown(dict(data))} does not say which rule it is: give 'rule', one of {', '.join(choices)}")
     cls = named("rule", data["rule"], choices)
     return _read(cls, f"rule {data['rule']!r}", {key: value for key, value in data.items() if key != "rule"})
 
@@ -149,8 +164,8 @@ def _read_one_config(value: Any) -> SLDConfig:
     return preset(value) if isinstance(value, str) else _read(SLDConfig, "an SLD config", value)
 
 
-def _each(write: Callable[[Any], Any], read: Callable[[Any], Any]) -> Codec:
-    return Codec(lambda parts: list(map(write, parts)), lambda parts: tuple(map(read, parts)))
+def _each(write: Callable[[Any], Any], of_one: Callable[[Any], Any]) -> Codec:
+    return Codec(lambda parts: list(map(write, parts)), lambda parts: tuple(map(of_one, read(tuple[Any, ...], parts))))
 
 
 _CODECS: dict[type[Any], dict[str, Codec]] = {

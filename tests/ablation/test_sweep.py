@@ -2,7 +2,8 @@
 
 Mutants seen to fail here: a grid that runs in parallel, an "off" that keeps the base's guidance, a baseline that is not
 first, axes of merged points lost, values not tried before the start or of any type, axes of one value in names, names
-that clash passed over, the common s_g ignored, a whole rule torn apart, parallel axes numbered by the last.
+that clash passed over, the common s_g ignored, a whole rule torn apart, parallel axes numbered by the last, values of a
+rule taken as they come, labels of any type, every point of an endless grid made.
 """
 
 import re
@@ -187,6 +188,32 @@ def test_parallel_axes_are_one_axis_with_the_numbers_of_the_first():
         ("[[zip]]\nsteps = [1, 2]\nthreshold = [0.1]", r"steps has 2, threshold has 1"),
         ('baseline = "sronk"\n[points.strong]', r"no point for a baseline 'sronk', .* did you mean 'strong'\?"),
         ("grid = 3", r"grid is a list of tables"),
+        ("[base]\nrule = 5\n[[grid]]\nrule.scale = [1]", r"rule must be a table, since rule\.scale is given; got 5"),
+        (
+            '[[grid]]\nrule = [{ label = "a", rule = "cfg", scale = "5" }]',
+            r"'a' is not possible: .*scale must be a number",
+        ),
+        (
+            '[[grid]]\nrule = [{ label = "a", rule = "sega", concepts = 5 }]',
+            r"'a' is not possible: .*must be a list; got 5",
+        ),
+        (
+            '[[grid]]\nrule = [{ label = "a", rule = "sld", config = 5 }]',
+            r"'a' is not possible: .*table of its fields; got 5",
+        ),
+        ('[[grid]]\nrule = [{ label = "a", rule = [] }]', r"'a' is not possible: no rule \[\]"),
+        ('[[grid]]\nrule = [{ label = "a", rule = "cfg", scale = inf }]', r"'a' .*scale must be a finite number"),
+        ("[[grid]]\nthreshold = [inf]", r"inf' is not possible: threshold must be a finite number"),
+        ("[[grid]]\nguidance_scale = [1e30]", r"guidance_scale must be in \[0, 1000000000\]"),
+        (f'[[grid]]\nconcept = ["{"x" * 101}"]', r"this value of concept needs a label"),
+        ('[[grid]]\nconcept = ["a\\u2028b"]', r"this value of concept needs a label"),
+        ('[points.a]\nlabel = "a\\nb"', r"points\.a: a label is one line of at most 100 characters; got 'a\\nb'"),
+        ("[points.a]\nlabel = 5", r"points\.a: a label is one line"),
+        (f'[points."{"x" * 151}"]\nlabel = "x"', r"at most 150 bytes"),
+        (
+            "\n".join(["[[grid]]", *(f"{k} = {[*range(9)]}" for k in ("steps", "seed", "a", "b", "c"))]),
+            "has 59049 points",
+        ),
         ("points = []", r"points are tables of their own"),
         ("[base]\nsteps = 3", r"the sweep has no points"),
         ('[points.death]\nsteps = 3\n[[grid]]\nconcept = ["death", "x"]', r"two points are called 'death'"),

@@ -1,0 +1,75 @@
+"""Sidecars read again, for the picture that they describe."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sld.reading import read_json
+from sld.spelling import shown
+
+if TYPE_CHECKING:
+    from sld.pipeline import Pipeline
+    from sld.request import Request
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The content of a sidecar.
+
+    Attributes:
+        request: of the picture.
+        about: everything else, in plain values: the model, settings and versions that made it.
+    """
+
+    request: Request
+    about: Mapping[str, Any]
+
+    def warn_of_differences(self, pipe: Pipeline) -> None:
+        """Warn where model, settings or versions are not those that made the picture."""
+        from sld.request import about, first_edition
+
+        then = {"batch": 1, **self.about}
+        now = {**about(self.request, pipe), "batch": 1}
+        del now["request"]
+        if "exact_batch" in then and "numerics" not in then:
+            exact = then.pop("exact_batch")
+            del now["numerics"]
+            _warn(f"{first_edition(exact is True)}, numerics are {pipe.numerics} now: the picture may differ")
+        if (batch := then.pop("batch")) != now.pop("batch"):
+            _warn(
+                f"the picture was made in a batch of {shown(batch)}, and is made alone now: its last bits may differ "
+                "(with invariant numerics an image has the same bits in any batch)"
+            )
+        for key in dict.fromkeys((*then, *now)):
+            if then.get(key) != now.get(key):
+                _warn(f"{key} was {shown(then.get(key))} and is {shown(now.get(key))} now: the picture may differ")
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Return the content of a sidecar.
+
+    Raises:
+        ValueError: the file is none, its request has a field that is missing, unknown, of another type or out of range,
+            or it is for the first edition's kept cross-attention; the message names file and field.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("request"), dict):
+        raise ValueError(f'{path} is not a sidecar of sld generate: it holds no table "request"')
+    values = content.pop("request")
+    if (kept := values.get("cross_after")) is not None:
+        raise ValueError(
+            f"{path}: the first edition made this picture with cross-attention kept after evaluation {shown(kept)} "
+            "(cross_after), an approximation that is gone: this picture cannot be made again; for the one without the "
+            "approximation, remove cross_after from the file"
+        )
+    from sld.request import Request
+
+    return Sidecar(Request.from_dict(values, f"{path}: request"), content)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
