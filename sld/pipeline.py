@@ -395,8 +395,8 @@ class Pipeline:
             cond = replace(cond, pooled=torch.cat(pooled), sizes=sizes)
         if self.config.zeros_for_empty:
             kept = torch.tensor([text != "" for text in rows], device=self.device)[:, None]
-            zeroed = torch.where(kept[..., None], cond.tokens, 0)
-            cond = replace(cond, tokens=zeroed, pooled=torch.where(kept, cond.pooled, 0) if pooled else None)
+            zeroed = None if cond.pooled is None else torch.where(kept, cond.pooled, 0)
+            cond = replace(cond, tokens=torch.where(kept[..., None], cond.tokens, 0), pooled=zeroed)
         return cond
 
     def _encode_as_reference(self, guidance: Guidance[Any, Any, Any], texts: list[str], size: tuple[int, int]) -> Cond:

@@ -1,8 +1,6 @@
 """Stable Diffusion XL against diffusers' StableDiffusionXLPipeline, bit by bit, with our own networks.
 
-Mutants that failed here: the final norm on the tokens of either encoder, the pooled text before its projection, ""
-encoded in place of zeros, sizes in the order width, height, latents multiplied by the inverse of the scaling before they
-are decoded.
+Mutants that failed here: MUTANTS
 """
 
 from __future__ import annotations

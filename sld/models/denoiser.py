@@ -33,7 +33,8 @@ class Cond:
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Cond:
         """Return the condition of some rows, in the given order. A single number gives a condition of one row."""
         rows = [rows] if isinstance(rows, int) else rows
-        return Cond(*(None if value is None else value[rows] for value in (self.tokens, self.pooled, self.sizes)))
+        pooled, sizes = (None if value is None else value[rows] for value in (self.pooled, self.sizes))
+        return Cond(self.tokens[rows], pooled, sizes)
 
 
 class Denoiser(Protocol):

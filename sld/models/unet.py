@@ -50,9 +50,8 @@ class UNet(nn.Module):
 
         self.time_in = nn.Linear(widths[0], time)
         self.time_out = nn.Linear(time, time)
-        told = config.pooled is not None
-        self.added_in = nn.Linear(config.pooled + 6 * _SIZE, time) if told else None
-        self.added_out = nn.Linear(time, time) if told else None
+        self.added_in = None if config.pooled is None else nn.Linear(config.pooled + 6 * _SIZE, time)
+        self.added_out = None if config.pooled is None else nn.Linear(time, time)
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
 
         self.down: list[Stage] = module_list()
@@ -136,8 +135,10 @@ class UNet(nn.Module):
         """Return features (r, d) of pooled texts and sizes, which are added to those of time (SDXL).
 
         Raises:
-            ValueError: the condition has no pooled texts or no sizes.
+            ValueError: the condition has no pooled texts or no sizes, or the UNet is told none.
         """
+        if self.added_in is None or self.added_out is None:
+            raise ValueError("this UNet is told neither pooled texts nor sizes")
         if cond.pooled is None or cond.sizes is None:
             raise ValueError("this UNet is told pooled texts and sizes: give both in Cond, as Pipeline.encode does")
         sizes = timestep_embedding(cond.sizes.flatten(), _SIZE).reshape(len(cond), -1)
