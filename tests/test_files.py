@@ -232,7 +232,7 @@ def test_of_two_files_none_is_replaced_before_both_are_on_disk(tmp_path, monkeyp
 
 
 def test_of_two_files_that_replace_nothing_both_have_places_or_none(tmp_path):
-    """Mutant: what has its place stays there."""
+    """Here and in test_images.py. Mutant: what has its place stays there."""
     with (
         pytest.raises(FileExistsError, match="b'"),
         whole_together(tmp_path / "a", tmp_path / "b", replace=False) as pair,

@@ -1,7 +1,7 @@
 """`sld generate` in a folder that holds pictures, and pictures that are none, on the embedded model.
 
-Mutants seen to fail here: pictures replaced, the same request made again, a batch made of what is missing alone, a
-picture that is not finite written, all of a batch lost with it, the cause not looked for, `~` taken for a name.
+Mutants seen to fail here: the same request made again, a picture that is not finite written, weights not looked through
+for the cause, an interruption raised in the middle of an import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files of pictures in a folder where nothing is replaced.
 
-Mutants seen to fail here: only Latin letters kept, names cut by characters, a taken name used, the size of the batch
-compared, a sidecar without its picture taken for a picture, half a pair of another request completed.
+Mutants seen to fail here: only Latin letters kept, names cut by characters, a rename that replaces, the size of the
+batch compared, a sidecar without its picture taken for a picture, half a pair of another request completed.
 """
 
 from __future__ import annotations
