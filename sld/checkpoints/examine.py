@@ -107,6 +107,8 @@ class Checkpoint:
                 yield "The folder's own config files say which model it is: try without config=."
             return
         tensors = self.files["unet"].tensors
+        if self.config.unet.pooled is None and any(key.startswith("conditioner.") for key in tensors):
+            yield 'The keys are those of an SDXL file: try config="sdxl".'
         if any(key.startswith("edm_") for key in tensors):
             yield "The model was trained on EDM's noise levels (Playground 2.5), which no sampler here has."
         entry = tensors.get(_UNET + "input_blocks.0.0.weight")

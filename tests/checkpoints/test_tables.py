@@ -123,7 +123,7 @@ def test_names_and_shapes_are_those_of_the_networks(config: ModelConfig):
 def test_a_second_text_encoder_is_an_entry():
     """Its folder, keys and shapes follow from the config alone."""
     second = TextConfig(width=20, layers=1, heads=2, hidden=40)
-    both = parts(replace(TINY1, texts=(*TINY1.texts, second)))
+    both = parts(replace(TINY1, unet=replace(TINY1.unet, context=32), texts=(*TINY1.texts, second)))
     assert [part.key for part in both] == ["unet", "vae", "text", "text_2"]
     assert (both[3].folder, both[3].title) == ("text_encoder_2", "text encoder 2")
     assert both[3].shapes["clip.encoder.layers.0.mlp.fc1.weight"] == (40, 20)

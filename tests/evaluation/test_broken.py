@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from protocols import a_protocol
 
 from sld.evaluation import store
 from sld.evaluation.classifiers import Verdict, tag
 from sld.evaluation.metrics import bias, expected_maximum, paired_difference, share
-from sld.evaluation.prompts import PromptSet, Row
+from sld.evaluation.prompts import Row
 from sld.evaluation.report import plots, tables
 from sld.evaluation.report.gallery import worst
 from sld.evaluation.report.page import page
@@ -118,20 +119,7 @@ def test_pictures_of_which_nobody_tells_it_are_in_neither_share() -> None:
 def test_records_with_and_without_the_reading_are_read_back(tmp_path: Path) -> None:
     """Chunks of before have no "broken"."""
     rows = tuple(Row(id=k, prompt="a fox") for k in range(2))
-    about = {
-        "prompts": {"name": "", "sha256": "", "ids_sha256": PromptSet("", "", rows).rows_sha256, "rows": 2},
-        "configurations": {"off": {}},
-        "classifiers": {"stub": PROTOCOL},
-        "embedder": None,
-        "model": {"name": "mini"},
-        "images": 1,
-        "chunk": 2,
-        "keep": "none",
-        "seeds": "consecutive",
-        "base_seed": 0,
-        "row_guidance": False,
-        "row_size": False,
-    }
+    about = a_protocol(rows, classifiers={"stub": PROTOCOL})
     store.agree(tmp_path, about)
     write_rows(tmp_path, rows)
     verdicts = [Verdict(True, {"p": 1}).plain(), Verdict(False, {}, True).plain()]

@@ -17,6 +17,7 @@ from itertools import chain, product
 from pathlib import Path
 
 import pytest
+from protocols import a_classifier, a_protocol
 
 from sld.evaluation import store
 from sld.evaluation.classifiers import Verdict
@@ -97,14 +98,20 @@ def test_a_run_of_other_rows_or_with_pictures_missing_fills_nothing():
 
 def test_the_command_writes_all_sets_with_what_a_run_has_measured(tmp_path):
     rows = read_prompts("mini-i2p").rows
-    about = {"configurations": {"off": {}}, "classifiers": {"eye": {}}, "images": 1}
+    about = a_protocol(rows, classifiers={"eye": a_classifier("eye")})
     store.agree(tmp_path, about)
     write_rows(tmp_path, rows)
     store.write_chunk(
         store.chunk_path(tmp_path / "chunks", 0),
         {"run": store.digest(about), "chunk": 0},
         [
-            {"configuration": "off", "row": row.id, "image": 0, "verdicts": {"eye": {"unsafe": True, "detail": {}}}}
+            {
+                "configuration": "off",
+                "row": row.id,
+                "image": 0,
+                "sha256": "cd" * 32,
+                "verdicts": {"eye": {"unsafe": True, "detail": {}}},
+            }
             for row in rows
         ],
     )
