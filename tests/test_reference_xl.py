@@ -1,17 +1,23 @@
 """Stable Diffusion XL against diffusers' StableDiffusionXLPipeline, bit by bit, with our own networks.
 
-Mutants that failed here: MUTANTS
+Mutants that failed here: the final norm on the tokens, "" encoded in place of zeros, width before height in the sizes,
+latents multiplied by the inverse of the scaling before they are decoded, matrices for a single row left where the file
+maps them, all rows told the mean of what the texts add to time.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from reference_xl import xl_pipeline, xl_run
+from safetensors.torch import load_file, save_file
 
 import sld
+from sld.checkpoints import CheckpointError, convert, inspect
 from sld.guidance import ClassifierFreeGuidance, SafeLatentGuidance
 from sld.guidance.sld import MAX, STRONG, Predictions, safe_latent_guidance
 from sld.models.denoiser import Cond
@@ -159,3 +165,36 @@ def test_an_image_has_the_same_bits_in_any_batch(pipes):
     guidance = SafeLatentGuidance(replace(STRONG, guidance_scale=5.0))
     alone, among = (our_run(ours, batch, "ddim", 6, guidance=guidance)[-1] for batch in (1, 3))
     assert torch.equal(alone[0], among[0])
+
+
+def test_it_is_converted_to_a_single_file_and_back_to_a_folder_of_diffusers(pipes, tmp_path):
+    """Mutants that failed here: OpenCLIP's projection not transposed, no second tokenizer."""
+    reference, ours = pipes
+    convert(ours.source.path, tmp_path / "single.safetensors", "compvis")
+    stored = load_file(tmp_path / "single.safetensors")["conditioner.embedders.1.model.text_projection"]
+    assert torch.equal(stored, reference.text_encoder_2.text_projection.weight.T)  # OpenCLIP has it from the left
+    shutil.copytree(ours.source.path / "tokenizer", tmp_path / "tokenizer")
+    convert(tmp_path / "single.safetensors", tmp_path / "folder", "diffusers")
+    assert "every key is accounted for" in str(inspect(tmp_path / "folder"))
+
+    again = StableDiffusionXLPipeline.from_pretrained(tmp_path / "folder", add_watermarker=False)
+    again.set_progress_bar_config(disable=True)
+    theirs, _ = xl_run(reference, PROMPTS[:1], SEEDS[:1], "ddim", 3)
+    kept, _ = xl_run(again, PROMPTS[:1], SEEDS[:1], "ddim", 3)
+    # not equal: a matrix that diffusers maps from the file rounds a single row by where it lies there
+    assert (kept[-1] - theirs[-1]).abs().max() < 1e-4
+    for key, values in reference.text_encoder_2.state_dict().items():
+        assert torch.equal(again.text_encoder_2.state_dict()[key], values)
+
+
+def test_sdxls_relatives_are_refused_or_named(pipes, tmp_path):
+    """A folder with EDM's scheduler (Playground 2.5) and a refiner's single file."""
+    shutil.copytree(pipes[1].source.path, tmp_path / "playground")
+    for name in ("scheduler/scheduler_config.json", "model_index.json"):
+        path = tmp_path / "playground" / name
+        path.write_text(path.read_text().replace("EulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler"))
+    with pytest.raises(CheckpointError, match=r"_class_name is 'EDMDPMSolverMultistepScheduler', expected one of"):
+        inspect(tmp_path / "playground")
+    save_file({"conditioner.embedders.0.model.ln_final.weight": torch.ones(2)}, tmp_path / "refiner.safetensors")
+    with pytest.raises(CheckpointError, match="refiner"):
+        inspect(tmp_path / "refiner.safetensors")

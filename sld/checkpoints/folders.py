@@ -156,7 +156,9 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         )
     _write(_config_file(folder, "scheduler"), _scheduler(schedule, entry, defaults.spacing))
     index = _table("model_index", xl)["written"] | {"scheduler": ["diffusers", entry.scheduler]}
-    index |= {"force_zeros_for_empty_prompt": config.zeros_for_empty} if xl else {}
+    if xl:
+        index = {key: value for key, value in index.items() if "safety_checker" not in key}
+        index["force_zeros_for_empty_prompt"] = config.zeros_for_empty
     _write(folder / _INDEX, index)
     _, samplers, spacing = _read_schedule(folder, entry.scheduler)
     if Defaults(defaults.size, samplers[0], spacing) != defaults:
