@@ -56,7 +56,8 @@ def load(
         CheckpointError: the file does not match a model; the message lists all differences.
         ValueError: the device cannot be used, or there is no whole tokenizer; the message says how to get one.
     """
-    device = usable(device)
+    # on "meta", networks have shapes and no numbers
+    device = torch.device(device) if str(device) == "meta" else usable(device)
     checkpoint = embedded_checkpoint() if path is None else path_of(path)
     if not isinstance(tokenizer, Vocabulary):
         tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else path_of(tokenizer))

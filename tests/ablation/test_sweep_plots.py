@@ -7,6 +7,7 @@ through points that differ in more, rows of a sheet that are not whole, a sheet 
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,9 +188,8 @@ def test_a_page_holds_labels_with_line_breaks_and_markup_as_text(tmp_path, monke
 def test_contact_sheets_have_points_as_columns_and_seeds_as_rows(tmp_path):
     points = (OFF, *(point(f"p{k}") for k in range(11)))
     found = made_up(points)
-    found = found._replace(
-        results=found.results.__class__(tmp_path, found.results.about, found.results.rows, found.results.records)
-    )
+    records = [replace(record, sha256=None) for record in found.results.records]  # nobody made their pictures
+    found = found._replace(results=replace(found.results, folder=tmp_path, records=records))
     for k, p in enumerate(points):
         for row in range(3):
             path = picture_path(tmp_path, p.name, row, 0)

@@ -117,7 +117,7 @@ def test_a_file_gives_settings_and_configurations_and_flags_override_it(tmp_path
         (["--embed", "/nowhere"], "/nowhere"),
         (
             ["--size", "63"],
-            "the configuration 'off': a picture's sides must be positive multiples of 4; got 63 (try 64)",
+            "size: a picture's sides must be positive multiples of 4; got 63 (try 64)",
         ),
         (["--space", "nonsense"], "--space must be raw or eps"),
         (["--classifier", "judges:no_such"], "judges has no function 'no_such'"),

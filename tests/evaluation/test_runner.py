@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from protocols import a_classifier
 from small import evaluation, files, go
 
 import sld
@@ -297,7 +298,7 @@ class Bytes:
 class Red:
     """A classifier of its embeddings."""
 
-    name, protocol, embedder = "red", {"classifier": "red"}, Bytes()
+    name, protocol, embedder = "red", a_classifier("red"), Bytes()
 
     def judge(self, embeddings):
         return [Verdict(bool(row.mean() > 100), {"mean": row.mean().item()}) for row in embeddings]

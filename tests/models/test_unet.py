@@ -6,6 +6,7 @@ other network, the encoder padded on the other sides, the text's state before it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,8 +50,11 @@ def filled(network: Any, key: str, reference: nn.Module, config: ModelConfig) ->
     return network.eval().requires_grad_(False)
 
 
-def a_config(unet: UNetConfig = MINI.unet, vae: VAEConfig = MINI.vae, text: TextConfig = MINI.texts[0]) -> ModelConfig:
-    return ModelConfig("", unet, vae, (text,), MINI.schedule, MINI.defaults)
+def a_config(unet: UNetConfig = MINI.unet, vae: VAEConfig = MINI.vae, text: TextConfig | None = None) -> ModelConfig:
+    """A model with one network of these; the others fit it."""
+    if text is None:
+        text = replace(MINI.texts[0], width=unet.context)
+    return ModelConfig("", replace(unet, context=text.width), vae, (text,), MINI.schedule, MINI.defaults)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_texts_and_timesteps_are_projected_once_in_a_run(pipe, numerics, times):
 def test_texts_are_encoded_one_by_one_or_in_the_references_batches(pipe, numerics, batches):
     """Three prompts, the empty text and the concept. The reference encodes the empty text for every image."""
     seen = []
-    hook = pipe.texts[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    clip = pipe.texts[0].clip
+    hook = clip.register_forward_hook(lambda *told: seen.append(len(told[2]["input_ids"])), with_kwargs=True)
     try:
         final(replace(pipe, numerics=numerics))
     finally:
