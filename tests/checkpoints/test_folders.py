@@ -105,9 +105,7 @@ ACCEPTED = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "changes", "sampler"), ACCEPTED, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_folder_makes_diffusers_picture_and_so_does_the_folder_made_of_it(kind, changes, sampler, made, folder):
-    """Mutants to try: spacing, Karras' sigmas, zero SNR, linear betas, the end or v's history not read; x begun at 1.
-
-    """
+    """Mutants to try: spacing, Karras' sigmas, zero SNR, betas, the end or v's history not read; x begun at 1."""
     state(folder, kind, changes)
     picture = theirs(folder, made[1])
     close = {"rtol": 0, "atol": 1e-3 if changes.get("rescale_betas_zero_snr") else 5e-5}
@@ -232,7 +230,7 @@ def test_other_ways_to_say_the_same_are_read_as_diffusers_reads_them(file, chang
 
 
 def test_the_tables_know_every_option_of_diffusers_schedulers():
-    """A new option there must be looked at here. Mutants to try: a key taken out of the table; another default in it."""
+    """A new option there must be looked at here. Mutants to try: a key left out of the table, another default."""
     known = json.loads(Path(sld.checkpoints.__path__[0], "diffusers.json").read_text())["scheduler"]
     without_effect = {
         DDIM: {"dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"},  # without thresholding, clipping
@@ -278,7 +276,7 @@ VALUES += ["8", [], [1], [8, 8], [True], ["x"], [[1]], {}, {"a": 1}]
 
 
 def test_changed_configs_are_read_or_refused_in_one_line_that_names_the_file(folder):
-    """No traceback, and no work without end. Mutants to try: bounds taken off the layers; a list where a number stands."""
+    """No traceback, no endless work. Mutants to try: bounds taken off the layers; a list where a number stands."""
     dice = random.Random(0)
     files = [folder / name for name in (SCHEDULER, "unet/config.json", "vae/config.json", "text_encoder/config.json")]
     files.append(folder / "model_index.json")

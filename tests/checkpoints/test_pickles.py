@@ -56,7 +56,7 @@ def equal(a, b):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("name", CONTENTS)
 def test_what_torch_reads_is_read_to_the_bit(name, zipped, tmp_path):
-    """Killed by: strides or offsets dropped; the storages of an old file one place on. To try: a dtype named wrongly."""
+    """Killed by: strides or offsets dropped; an old file's storages one place on. To try: another dtype."""
     if name.startswith("dtypes without") and not zipped:
         pytest.skip("torch cannot read what it writes here")
     path = tmp_path / "x.ckpt"
