@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from sld.data import Range, read
 from sld.spelling import named, shown
@@ -119,6 +119,9 @@ class UNetConfig:
     groups: Width = 32
     latent: Few = 4
     pooled: Width | None = None
+
+    SIZES: ClassVar[int] = 6 * 256
+    """Features of the six sizes, 256 of each."""
 
     def __post_init__(self) -> None:
         levels = _levels("UNetConfig", self.channels)

@@ -1,4 +1,4 @@
-"""Refusal of pictures that are none, because their numbers are not finite, with the likely cause."""
+"""Numbers that are not finite, in pictures and weights, and their likely cause."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ USUAL = 100.0
 def finite(pictures: Tensor) -> list[bool]:
     """Return for each picture (b, 3, H, W) whether all its numbers are finite."""
     return pictures.isfinite().flatten(1).all(dim=1).tolist()
+
+
+def all_finite(x: Tensor) -> bool:
+    """Return whether every number is finite.
+
+    One pass: half precision by its bits, in pieces that fit the cache, for its arithmetic is slow on a CPU; others by
+    their sum, which is finite only if its parts are, and is asked again where it overflows. SD 1.5 takes half a second
+    of a core in either precision.
+    """
+    if x.element_size() == 2:
+        infinite = torch.tensor(torch.inf, dtype=x.dtype).view(torch.int16)
+        pieces = x.reshape(-1).view(torch.int16).split(2**20)
+        return all(bool((piece & 0x7FFF).max() < infinite) for piece in pieces if piece.numel())
+    x = x.float() if x.element_size() == 1 else x
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 def require_finite(pictures: Tensor, networks: Sequence[object], guidance_scale: float | None = None) -> Tensor:
@@ -44,7 +59,7 @@ def likely_cause(networks: Sequence[object], guidance_scale: float | None = None
     modules = [network for network in networks if isinstance(network, nn.Module)]
     for module in modules:
         for key, weight in module.state_dict().items():
-            if not weight.isfinite().all():
+            if not all_finite(weight):
                 name = type(module).__name__
                 return f"weights of the {name} are not finite ({key}): the checkpoint is damaged, get it again"
     if guidance_scale is not None and guidance_scale > USUAL:

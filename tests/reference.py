@@ -32,6 +32,15 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@torch.no_grad()
+def attentive(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The network with cross-attention that looks at the text, as random one hardly does; so prompts matter."""
+    for name, weight in unet.named_parameters():
+        if "attn2" in name and "weight" in name:
+            weight *= 8
+    return unet
+
+
 def tiny_unet(kind: str = "SD 1", levels: int = 2) -> UNet2DConditionModel:
     """A random UNet whose attention looks at the text: latents of 8 x 8, 32 features of context, two levels or one."""
     own = {name: value if isinstance(value, int) else value[:levels] for name, value in KINDS[kind].items()}
@@ -45,11 +54,7 @@ def tiny_unet(kind: str = "SD 1", levels: int = 2) -> UNet2DConditionModel:
         norm_num_groups=8,
         **own,
     )
-    with torch.no_grad():  # random attention hardly looks at the text; this makes prompts and concept matter
-        for name, weight in unet.named_parameters():
-            if "attn2" in name and "weight" in name:
-                weight *= 8
-    return unet
+    return attentive(unet)
 
 
 def tiny_vae() -> AutoencoderKL:

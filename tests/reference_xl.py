@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from reference import SCHEDULE, SCHEDULERS, tiny_vae
+from reference import SCHEDULE, SCHEDULERS, attentive, tiny_vae
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -50,10 +50,6 @@ def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=24 + 6 * 256,
     )
-    with torch.no_grad():  # random attention hardly looks at the text; this makes prompts and concept matter
-        for name, weight in unet.named_parameters():
-            if "attn2" in name and "weight" in name:
-                weight *= 8
     vae = tiny_vae()
     vae.register_to_config(scaling_factor=0.13025)
     pipe = StableDiffusionXLPipeline(
@@ -64,7 +60,7 @@ def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
         ),
         tokenizer=first,
         tokenizer_2=second,
-        unet=unet,
+        unet=attentive(unet),
         scheduler=euler(),
         add_watermarker=False,
     )

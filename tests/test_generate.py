@@ -95,7 +95,7 @@ def broken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     save_file(weights, folder / "broken.safetensors", safe_open(source, "pt").metadata())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "finite", lambda _: True)
+        patch.setattr(loading, "all_finite", lambda _: True)
         yield "--checkpoint", str(folder / "broken.safetensors"), "--tokenizer", str(source.with_name("tokenizer"))
 
 

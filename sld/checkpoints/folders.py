@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,8 +36,6 @@ count, whatever its key says); "fixed", what we have no option for, so that a fo
 "classes", the keys that each class reads, with its defaults; of the index "expected", the classes that we stand for.
 Under "xl" is what SDXL's folders have otherwise."""
 
-_SIZES = 6 * 256  # features of SDXL's sizes, which its UNet joins with those of the pooled text
-
 _PREDICTIONS: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -49,10 +47,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Stated:
-    """What a config file says, or diffusers takes where it says nothing."""
+    """What a config file says, or diffusers takes where it says nothing; and the keys of our configs' fields."""
 
     path: Path
     values: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def error(self, key: str, expected: str) -> CheckpointError:
         shown = repr(self.values.get(key))
@@ -73,8 +72,9 @@ class _Stated:
             raise self.error(key, "a list")
         return [replace(self, values={key: value}).named(key, names) for value in values]
 
-    def config(self, kind: type[T], names: Mapping[str, str], **own: Any) -> T:
+    def config(self, kind: type[T], **own: Any) -> T:
         """A config of ours from the values under their names, and `own` ones."""
+        names = self.names
         found = {ours: self.values[theirs] for ours, theirs in names.items() if theirs in self.values}
         try:
             return read(kind, {**found, **own}, f"{self.path}:")
@@ -132,7 +132,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         out_channels=unet.latent,
         sample_size=sides[0] if sides[0] == sides[1] else list(sides),
         up_block_types=[_name(_UP, a) for a in reversed(unet.attention)],
-        **({} if unet.pooled is None else {"projection_class_embeddings_input_dim": unet.pooled + _SIZES}),
+        **({} if unet.pooled is None else {"projection_class_embeddings_input_dim": unet.pooled + unet.SIZES}),
     )
     _write_part(
         folder,
@@ -201,7 +201,7 @@ def _read_vae(folder: Path, xl: bool) -> VAEConfig:
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if isinstance(levels, list) and len(stated.all_named(key, {kind: kind})) != len(levels):
             raise stated.error(key, f"{kind} for each of {len(levels)} block_out_channels")
-    return stated.config(VAEConfig, _table("vae", xl)["names"], divides=xl)
+    return stated.config(VAEConfig, divides=xl)
 
 
 def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | tuple[int, int]]:
@@ -221,11 +221,13 @@ def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | t
         for key in ("attention_head_dim", "transformer_layers_per_block")
         if not isinstance(values[key], list)
     }
-    told = values["projection_class_embeddings_input_dim"] if xl else _SIZES + 1
-    if type(told) is not int or told <= _SIZES:
-        raise stated.error("projection_class_embeddings_input_dim", f"the pooled text's features and {_SIZES}")
-    names, pooled = _table("unet", xl)["names"], told - _SIZES if xl else None
-    config = replace(stated, values={**values, **each}).config(UNetConfig, names, attention=attention, pooled=pooled)
+    pooled, sizes = None, UNetConfig.SIZES
+    if xl:
+        told = values["projection_class_embeddings_input_dim"]
+        if type(told) is not int or told <= sizes:
+            raise stated.error("projection_class_embeddings_input_dim", f"the pooled text's features and {sizes}")
+        pooled = told - sizes
+    config = replace(stated, values={**values, **each}).config(UNetConfig, attention=attention, pooled=pooled)
     sides: Any = values.get("sample_size")
     # of the first versions, which wrote a number that nobody used
     version = re.match(r"0\.(\d+)(\.|$)", str(values.get("_diffusers_version")))
@@ -247,7 +249,7 @@ def _read_text(folder: Path, number: str, xl: bool) -> TextConfig:
         pad = read_pad(folder / f"tokenizer{number}", usual=0 if activation == "gelu" else None)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    return stated.config(TextConfig, _table(part, xl)["names"], pad=pad, penultimate=xl)
+    return stated.config(TextConfig, pad=pad, penultimate=xl)
 
 
 def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], str | None]:
@@ -267,9 +269,9 @@ def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], 
         values["steps_offset"] = 1  # as both originals take it
     if values.get("clip_sample") in (None, True):
         values["clip_sample"] = False  # as diffusers' pipelines of Stable Diffusion take it
-    said = _checked(path, {key: values.get(key, usual) for key, usual in keys.items()}, known["fixed"], keys)
+    said = _checked(path, {key: values.get(key, usual) for key, usual in keys.items()}, known, keys)
     prediction = said.named("prediction_type", _PREDICTIONS)
-    schedule = said.config(ScheduleConfig, known["names"], prediction=prediction)
+    schedule = said.config(ScheduleConfig, prediction=prediction)
     fit = [
         name
         for name, entry in SAMPLERS.items()
@@ -308,10 +310,10 @@ def _table(part: str, xl: bool) -> dict[str, dict[str, Any]]:
 
 def _part(folder: Path, part: str, xl: bool) -> _Stated:
     path, known = _config_file(folder, part), _table(part, xl)
-    return _checked(path, known["absent"] | _read(path), known["fixed"], known["absent"])
+    return _checked(path, known["absent"] | _read(path), known, known["absent"])
 
 
-def _checked(path: Path, values: dict[str, Any], fixed: Mapping[str, Any], absent: Mapping[str, Any]) -> _Stated:
+def _checked(path: Path, values: dict[str, Any], known: Mapping[str, Any], absent: Mapping[str, Any]) -> _Stated:
     """The values with the types of those that stand for absent ones, where what is meant is clear.
 
     Raises:
@@ -327,8 +329,8 @@ def _checked(path: Path, values: dict[str, Any], fixed: Mapping[str, Any], absen
         elif isinstance(value, float) and value.is_integer():
             value = int(value)
         values[key] = value
-    stated = _Stated(path, values)
-    for key, expected in fixed.items():
+    stated = _Stated(path, values, known["names"])
+    for key, expected in known["fixed"].items():
         # null, false and 0 are the same
         if key != "_class_name" and key in values and (values[key] or None) != (expected or None):
             raise stated.error(key, json.dumps(expected))

@@ -19,6 +19,7 @@ from sld.checkpoints.parts import Format
 from sld.checkpoints.remap import CheckpointError
 from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sld.files import sha256
+from sld.finite import all_finite
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
@@ -141,7 +142,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtyp
     broken: list[str] = []
     for key, key_map in checkpoint.matches[part].key_maps.items():
         stored = read(key)
-        if not finite(stored):
+        if not all_finite(stored):
             broken.append(key)
         for ours, value in key_map.read(stored).items():
             # a product with a single row rounds by where its matrix lies, and a file may map it anywhere
@@ -153,26 +154,11 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtyp
     model.to(device).eval().requires_grad_(False)
 
 
-def finite(x: torch.Tensor) -> bool:
-    """Return whether every number is finite.
-
-    One pass: half precision by its bits, in pieces that fit the cache, for its arithmetic is slow on a CPU; others by
-    their sum, which is finite only if its parts are, and is asked again where it overflows. SD 1.5 takes half a second
-    of a core in either precision.
-    """
-    if x.element_size() == 2:
-        infinite = torch.tensor(torch.inf, dtype=x.dtype).view(torch.int16)
-        pieces = x.reshape(-1).view(torch.int16).split(2**20)
-        return all(bool((piece & 0x7FFF).max() < infinite) for piece in pieces if piece.numel())
-    x = x.float() if x.element_size() == 1 else x
-    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
-
-
 def not_finite(checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
     """Yield file and key of every tensor of the model that is not finite. All are read, which takes seconds."""
     for key, match in checkpoint.matches.items():
         read = checkpoint.files[key].reader()
-        yield from ((checkpoint.files[key].path, name) for name in match.key_maps if not finite(read(name)))
+        yield from ((checkpoint.files[key].path, name) for name in match.key_maps if not all_finite(read(name)))
 
 
 def _not_finite(path: Path, keys: list[str]) -> str:

@@ -83,7 +83,7 @@ def unet(config: UNetConfig) -> Iterator[Row]:
     yield Row("time_in", "time_embed.0", "time_embedding.linear_1", (time, widths[0]))
     yield Row("time_out", "time_embed.2", "time_embedding.linear_2", (time, time))
     if config.pooled is not None:
-        joined = config.pooled + 6 * 256
+        joined = config.pooled + config.SIZES
         yield Row("added_in", "label_emb.0.0", "add_embedding.linear_1", (time, joined))
         yield Row("added_out", "label_emb.0.2", "add_embedding.linear_2", (time, time))
     yield Row("conv_in", "input_blocks.0.0", "conv_in", (widths[0], config.latent, 3, 3))

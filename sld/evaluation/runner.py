@@ -30,6 +30,7 @@ from sld.evaluation.prompts import PromptSet, Row
 from sld.evaluation.protocol import Item, Protocol, Task, chunks, describe, ranges, require_seeds, tasks
 from sld.evaluation.spread import Ranks
 from sld.files import sweep
+from sld.finite import finite
 from sld.pipeline import Pipeline
 from sld.request import Request
 from sld.speed.rows import Rows
@@ -293,8 +294,7 @@ def sample(pipe: Pipeline, batch: Sequence[Task]) -> list[Tensor | str]:
         reason = _GONE if _out_of_memory(error) else str(error)
     else:
         pictures = torch.from_numpy(images.to_uint8(made)).split(1)
-        finite = made.isfinite().flatten(1).all(dim=1).tolist()
-        return [picture if ok else "not finite" for picture, ok in zip(pictures, finite, strict=True)]
+        return [picture if ok else "not finite" for picture, ok in zip(pictures, finite(made), strict=True)]
     # here, because the handler keeps the tensors of the failed call alive
     if len(batch) == 1:
         return [reason]

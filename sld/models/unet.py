@@ -11,7 +11,6 @@ from sld.models.denoiser import Cond
 from sld.models.layers import ResBlock, SpatialTransformer, Stage, Upsample, module_list, timestep_embedding
 
 _EPS = 1e-5
-_SIZE = 256  # features of each of SDXL's six sizes
 
 
 class Mid(nn.Module):
@@ -50,7 +49,7 @@ class UNet(nn.Module):
 
         self.time_in = nn.Linear(widths[0], time)
         self.time_out = nn.Linear(time, time)
-        self.added_in = None if config.pooled is None else nn.Linear(config.pooled + 6 * _SIZE, time)
+        self.added_in = None if config.pooled is None else nn.Linear(config.pooled + config.SIZES, time)
         self.added_out = None if config.pooled is None else nn.Linear(time, time)
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
 
@@ -141,6 +140,6 @@ class UNet(nn.Module):
             raise ValueError("this UNet is told neither pooled texts nor sizes")
         if cond.pooled is None or cond.sizes is None:
             raise ValueError("this UNet is told pooled texts and sizes: give both in Cond, as Pipeline.encode does")
-        sizes = timestep_embedding(cond.sizes.flatten(), _SIZE).reshape(len(cond), -1)
+        sizes = timestep_embedding(cond.sizes.flatten(), self.config.SIZES // 6).reshape(len(cond), -1)
         joined = torch.cat([cond.pooled, sizes], dim=-1).to(self.dtype)
         return self.added_out(F.silu(self.added_in(joined)))
