@@ -62,6 +62,7 @@ Seed = Annotated[int, Range(0, 2**64, below=True)]
 Scale = Annotated[float, Range(0, 10**9)]
 Threshold = Annotated[float, Range()]
 Share = Annotated[float, Range(0, 1)]
+Strength = Annotated[float, Range(0, 1, above=True)]
 Beta = Annotated[float, Range(0, 1, below=True)]
 Warmup = Annotated[int, Range(0, 10**9)]
 
@@ -136,3 +137,18 @@ def require_spacing(sampler: str | None, spacing: str | None) -> None:
     if sampler is not None and spacing is not None and spacing not in SAMPLERS[sampler].spacings:
         there = ", ".join(SAMPLERS[sampler].spacings)
         raise ValueError(f"{sampler} has no spacing {spacing!r}, there are {there}: take one of them, or leave it out")
+
+
+def steps_taken(steps: int, strength: float) -> int:
+    """Return the number of steps that a strength leaves of a run, as diffusers counts them.
+
+    Raises:
+        ValueError: none is left, or the strength is not in (0, 1].
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be a number in (0, 1]; got {strength!r}")
+    if (left := int(steps * strength)) == 0:
+        raise ValueError(
+            f"strength {strength} leaves none of {steps} steps: take at least {1 / steps:.2g}, or more steps"
+        )
+    return left

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from sld.config import VAEConfig
@@ -24,9 +23,10 @@ class Mid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.res[0](x)
-        h = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        # flattened and reshaped as in the reference: where the elements of a single picture lie decides which kernels
+        # follow, and that of a picture read from a file has its channels innermost
+        h = self.norm(x.flatten(2)).mT
         h = self.attn(h, h)
-        # reshaped as in the reference: where the elements of a single picture lie decides which kernels follow
         return self.res[1](h.mT.reshape(x.shape) + x)
 
 

@@ -52,12 +52,13 @@ class Sampler(ABC, Generic[Table, State]):
 
     @classmethod
     @abstractmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> Self:
-        """Return the sampler that visits these timesteps.
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0) -> Self:
+        """Return the sampler that visits these timesteps, or the last of them.
 
         Args:
             schedule: the model's.
             timesteps: falling, in [0, T - 1]; whole numbers read the schedule's table, others lie between its entries.
+            begun: number of the first timesteps that are left out, for a run that starts from a picture.
 
         Raises:
             ValueError: they do not fall, or leave the schedule.

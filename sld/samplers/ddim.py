@@ -52,8 +52,8 @@ class DDIM(Sampler[Moves, NoHistory]):
     """
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float], eta: float = 0.0) -> DDIM:
-        """Return the sampler that visits these timesteps, falling, in [0, T - 1].
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0, eta: float = 0.0) -> DDIM:
+        """Return the sampler that visits these timesteps, falling, in [0, T - 1], but for the first `begun`.
 
         Raises:
             ValueError: the timesteps are no such grid, or eta is not in [0, 1].
@@ -61,6 +61,7 @@ class DDIM(Sampler[Moves, NoHistory]):
         require_falling(schedule, timesteps)
         if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
             raise ValueError(f"eta must be a number in [0, 1], 0 for DDIM and 1 for DDPM; got {eta!r}")
+        timesteps = timesteps[begun:]
         return cls(tuple(timesteps), Moves.along(schedule.path(timesteps), eta), stochastic=eta > 0)
 
     def init(self, x: Tensor) -> NoHistory:

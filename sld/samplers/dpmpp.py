@@ -49,10 +49,11 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
         return tuple(round(t) for t in super().grid(schedule, steps + 1, spacing)[:-1])
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> DPMpp2M:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0, karras: bool = False) -> DPMpp2M:
         """Return the sampler that visits these timesteps, or as many levels of Karras' over the whole schedule.
 
-        Between these the network is asked at the nearest whole timesteps, as in diffusers.
+        Between Karras' the network is asked at the nearest whole timesteps, as in diffusers. Of either the first
+        `begun` are left out.
 
         Raises:
             ValueError: the timesteps do not fall, or leave the schedule.
@@ -62,6 +63,7 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
         if karras:
             near, path = schedule.karras(len(schedule) - 1, 0, len(timesteps))
             visited = tuple(map(round, near))
+        visited, path = visited[begun:], path[begun:]
         levels = Level.of(path)
         log_snr = levels.signal.log() - levels.noise.log()
         h = log_snr.diff()

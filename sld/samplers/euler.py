@@ -34,16 +34,19 @@ class Euler(Sampler[Moves, NoHistory]):
     """Euler's method for the probability flow ODE; k-diffusion's sample_euler without churn."""
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> Euler:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0, karras: bool = False) -> Euler:
         """Return the sampler that visits these timesteps, or as many levels of Karras' between the first and the last.
+
+        Of either the first `begun` are left out.
 
         Raises:
             ValueError: the timesteps do not fall, or leave the schedule.
         """
         require_falling(schedule, timesteps)
         if not karras:
-            return cls(tuple(timesteps), moves(schedule, schedule.path_to_x0(timesteps), eta=0))
+            return cls(tuple(timesteps[begun:]), moves(schedule, schedule.path_to_x0(timesteps[begun:]), eta=0))
         visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
+        visited, path = visited[begun:], path[begun:]
         return cls(visited, moves(schedule, path, eta=0), alpha_bar=path[:-1].to(schedule.alpha_bar.dtype))
 
     def init(self, x: Tensor) -> NoHistory:
@@ -64,8 +67,9 @@ class EulerAncestral(Sampler[Moves, NoHistory]):
     """
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float]) -> EulerAncestral:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0) -> EulerAncestral:
         require_falling(schedule, timesteps)
+        timesteps = timesteps[begun:]
         return cls(tuple(timesteps), moves(schedule, schedule.path_to_x0(timesteps), eta=1), stochastic=True)
 
     def init(self, x: Tensor) -> NoHistory:

@@ -57,8 +57,10 @@ class LMS(Sampler[Coefficients, LMSState]):
     """Adams-Bashforth in sigma, of lower order while history is short; eps is the slope k-diffusion integrates."""
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float], karras: bool = False) -> LMS:
+    def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0, karras: bool = False) -> LMS:
         """Return the sampler that visits these timesteps, or as many levels of Karras' between the first and the last.
+
+        Of either the first `begun` are left out.
 
         Raises:
             ValueError: the timesteps do not fall, or leave the schedule.
@@ -67,9 +69,10 @@ class LMS(Sampler[Coefficients, LMSState]):
         visited, path = tuple(timesteps), schedule.path_to_x0(timesteps)
         if karras:
             visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
+        visited, path = visited[begun:], path[begun:]
         sigma, signal = to_sigma(path).tolist(), Level.of(path).signal
         weights = torch.tensor(
-            [adams_bashforth(sigma, i) for i in range(len(timesteps))], dtype=path.dtype, device=path.device
+            [adams_bashforth(sigma, i) for i in range(len(visited))], dtype=path.dtype, device=path.device
         )
         exact = Coefficients(signal[1:] / signal[:-1], *(signal[1:, None] * weights).unbind(1))
         dtype = schedule.alpha_bar.dtype

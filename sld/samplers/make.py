@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from sld.choices import steps_taken
 from sld.config import SAMPLERS
 from sld.samplers.base import Sampler
 from sld.samplers.schedule import Schedule
@@ -13,7 +14,12 @@ from sld.spelling import named
 
 
 def make_sampler(
-    name: str, schedule: Schedule, steps: int, spacing: str | None = None, eta: float | None = None
+    name: str,
+    schedule: Schedule,
+    steps: int,
+    spacing: str | None = None,
+    eta: float | None = None,
+    strength: float = 1.0,
 ) -> Sampler[Any, Any]:
     """Return the sampler called `name`.
 
@@ -23,6 +29,8 @@ def make_sampler(
         steps: number of steps, in [1, T]; pndm takes one evaluation more.
         spacing: "leading", "trailing" or "linspace"; None for the sampler's usual one.
         eta: how stochastic ddim is, in [0, 1]; None for 0. No other sampler has it.
+        strength: the part of the steps that is taken, in (0, 1], rounded down; the first ones are left out. It is below
+            1 for a run that starts from a picture.
 
     Raises:
         ValueError: a name is unknown, or a number out of range.
@@ -37,7 +45,8 @@ def make_sampler(
         settings["eta"] = eta
     module, attribute = entry.home.split(":")
     sampler: type[Sampler[Any, Any]] = getattr(import_module(module), attribute)
-    made = sampler.at(schedule, sampler.grid(schedule, steps, spacing), **settings)
+    timesteps = sampler.grid(schedule, steps, spacing)
+    made = sampler.at(schedule, timesteps, len(timesteps) - steps_taken(len(timesteps), strength), **settings)
     if entry.k_diffusion and spacing != "leading":  # as diffusers begins
         return replace(made, begin=float(made.levels(schedule).noise[0]))
     return made

@@ -63,6 +63,10 @@ class PNDM(Sampler[Coefficients, PNDMState]):
     On checkpoints that predict v, the history holds eps. diffusers keeps a history of v, and converts their combination
     with the x of the step alone, which is another method (diffusers' issue 14816). `history="output"` is that reading.
 
+    A run that begins late, as from a picture, begins with a first step that is taken twice, as any run. diffusers
+    leaves out the first evaluations of the whole run instead, and with them the repetition, but still counts the second
+    of the rest as one. From there on x is one timestep noisier than the network is told. `history="output"` does so.
+
     Attributes:
         read: how a combination of raw outputs is read, where these are what is kept.
     """
@@ -70,12 +74,17 @@ class PNDM(Sampler[Coefficients, PNDMState]):
     read: Callable[[Tensor, Tensor, Level], Estimate] | None = None
 
     @classmethod
-    def at(cls, schedule: Schedule, timesteps: Sequence[float], history: Literal["eps", "output"] = "eps") -> PNDM:
+    def at(
+        cls,
+        schedule: Schedule,
+        timesteps: Sequence[float],
+        begun: int = 0,
+        history: Literal["eps", "output"] = "eps",
+    ) -> PNDM:
         """The sampler that visits these timesteps, falling, in [0, T - 1], the second of them twice.
 
         Args:
-            schedule: the model's.
-            timesteps: as for `Sampler.at`.
+            schedule, timesteps, begun: as for `Sampler.at`.
             history: what the multistep combination is made of: the noise that each output stands for, or the outputs
                 themselves, as in diffusers. On checkpoints that predict eps they are the same.
 
@@ -85,10 +94,13 @@ class PNDM(Sampler[Coefficients, PNDMState]):
         require_falling(schedule, timesteps)
         if history not in ("eps", "output"):
             raise ValueError(f"PNDM's history must be 'eps', or 'output' for diffusers' reading; got {history!r}")
-        visited = (*timesteps[:2], *timesteps[1:])
+        if history == "eps":
+            timesteps, begun = timesteps[begun:], 0
+        visited = (*timesteps[:2], *timesteps[1:])[begun:]
         path = schedule.path(timesteps)
         order = torch.arange(len(visited), device=path.device)
-        start = (order - 1).clamp(min=0)
+        place = order + begun  # among all evaluations, of which the third is at the timestep of the second
+        start = place - (place > 1).int() - (order == 1).int()
         a, b = path[start], path[start + 1]
         return cls(
             visited,

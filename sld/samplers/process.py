@@ -31,6 +31,10 @@ class Level(NamedTuple):
         """The level () or (b,) shaped to broadcast over x (b, c, h, w)."""
         return Level._make(part.reshape(part.shape + (1,) * (x.ndim - 1) * part.ndim) for part in self)
 
+    def noisy(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return latents at this level, 0-d or shaped by `over`, of clean ones and noise (b, c, h, w)."""
+        return self.signal * x0 + self.noise * eps  # DDPM Eq. 4
+
 
 class Estimate(NamedTuple):
     """A network's output with the eps and x0 that it implies, all (b, c, h, w).
@@ -99,5 +103,4 @@ class Process(ABC):
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
         """Noisy latents at timestep t, a number, 0-d or one per image (b,), from clean ones and noise (b, c, h, w)."""
-        a = self.level(t).over(x0)
-        return a.signal * x0 + a.noise * eps  # DDPM Eq. 4
+        return self.level(t).over(x0).noisy(x0, eps)
