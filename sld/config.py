@@ -105,8 +105,9 @@ class UNetConfig:
         linear_projection: whether the transformer enters and leaves by a linear layer (SD 2) or a 1x1 convolution
             (SD 1). Both compute the same; checkpoints store other shapes.
         groups: groups of every GroupNorm.
-        latent: channels of the latent, in and out.
+        latent: channels of the latent.
         pooled: features of a text as a whole, which the UNet is told beside six sizes (SDXL); None for neither.
+        inpaints: whether it is shown a mask and the latents of what that leaves of a picture, beside the noisy ones.
     """
 
     channels: tuple[Width, ...]
@@ -119,9 +120,15 @@ class UNetConfig:
     groups: Width = 32
     latent: Few = 4
     pooled: Width | None = None
+    inpaints: bool = False
 
     SIZES: ClassVar[int] = 6 * 256
     """Features of the six sizes, 256 of each."""
+
+    @property
+    def inputs(self) -> int:
+        """Channels of its input: those of the latent, and in inpainting the mask and a second latent (9 in all)."""
+        return 2 * self.latent + 1 if self.inpaints else self.latent
 
     def __post_init__(self) -> None:
         levels = _levels("UNetConfig", self.channels)
@@ -449,6 +456,28 @@ MINI = ModelConfig(
     _EPS,
     Defaults(size=64, sampler="ddim", concept="unsafe, death"),
 )
-CONFIGS: dict[str, ModelConfig] = {
-    c.name: c for c in (SD14, SD15, SD15_V, SD20_BASE, SD20, SD21_BASE, SD21, SDXL, MINI)
-}
+
+
+def inpainting(config: ModelConfig, name: str) -> ModelConfig:
+    """Return a model of the same shape, whose UNet is shown a mask and what it leaves of a picture."""
+    return replace(config, name=name, unet=replace(config.unet, inpaints=True))
+
+
+SD15_INPAINTING = inpainting(SD15, "sd15-inpainting")
+SD2_INPAINTING = inpainting(SD20_BASE, "sd2-inpainting")
+SDXL_INPAINTING = inpainting(SDXL, "sdxl-inpainting")
+_PUBLISHED = (
+    SD14,
+    SD15,
+    SD15_V,
+    SD20_BASE,
+    SD20,
+    SD21_BASE,
+    SD21,
+    SDXL,
+    SD15_INPAINTING,
+    SD2_INPAINTING,
+    SDXL_INPAINTING,
+    MINI,
+)
+CONFIGS: dict[str, ModelConfig] = {config.name: config for config in _PUBLISHED}

@@ -16,14 +16,13 @@ from sld.checkpoints.kinds import kind_of, require_whole
 from sld.checkpoints.matching import Match, match
 from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
-from sld.checkpoints.statements import CROSS_ATTENTION, Origin, named_config, recognize, stated_config
-from sld.config import SD15, SDXL, ModelConfig
+from sld.checkpoints.statements import CROSS_ATTENTION, ENTRY, Origin, named_config, recognize, stated_config
+from sld.config import SD15, SD21, SDXL, ModelConfig
 from sld.data import path as path_of
 
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
 _ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
 _INDICES = tuple(f"{suffix}.index{variant}.json" for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
-_UNET = "model.diffusion_model."
 _SHOWN = 6
 
 
@@ -111,14 +110,19 @@ class Checkpoint:
             yield 'The keys are those of an SDXL file: try config="sdxl".'
         if any(key.startswith("edm_") for key in tensors):
             yield "The model was trained on EDM's noise levels (Playground 2.5), which no sampler here has."
-        entry = tensors.get(_UNET + "input_blocks.0.0.weight")
-        if entry is not None and entry.ndim == 4 and entry.shape[1] != self.config.unet.latent:
-            yield f"The UNet takes {entry.shape[1]} channels: inpainting, depth and the like are not read."
-        likely = recognize(tensors)
-        if likely is not None and likely.unet.context != self.config.unet.context:
-            names = {SD15.name: 'SD 1 file: try config="sd15"', SDXL.name: 'SDXL file: try config="sdxl"'}
-            suggestion = names.get(likely.name, 'SD 2 file: try config="sd21-base" or "sd21"')
-            yield f"The shapes suggest an {suggestion}."
+        likely, entry = recognize(tensors), tensors.get(ENTRY)
+        known = [model.unet.inputs for model in (self.config, likely) if model is not None]
+        if entry is not None and entry.ndim == 4 and entry.shape[1] not in known:
+            yield f"The UNet takes {entry.shape[1]} channels: depth and the like are not read."
+        if likely is not None and _shapes(likely) != _shapes(self.config):
+            version = {SD15.unet.context: "SD 1", SDXL.unet.context: "SDXL"}.get(likely.unet.context, "SD 2")
+            names = '"sd21-base" or "sd21"' if likely == SD21 else f'"{likely.name}"'
+            yield f"The shapes suggest an {version} {'inpainting ' * likely.unet.inpaints}file: try config={names}."
+
+
+def _shapes(config: ModelConfig) -> tuple[int, int]:
+    """What shapes tell of a model: its features of a token, and the channels that its UNet takes."""
+    return config.unet.context, config.unet.inputs
 
 
 def examine(

@@ -129,7 +129,7 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
         unet,
         xl,
         down_block_types=[_name(_DOWN, a) for a in unet.attention],
-        out_channels=unet.latent,
+        in_channels=unet.inputs,
         sample_size=sides[0] if sides[0] == sides[1] else list(sides),
         up_block_types=[_name(_UP, a) for a in reversed(unet.attention)],
         **({} if unet.pooled is None else {"projection_class_embeddings_input_dim": unet.pooled + unet.SIZES}),
@@ -159,6 +159,8 @@ def write_configs(folder: Path, config: ModelConfig) -> None:
     if xl:
         index = {key: value for key, value in index.items() if "safety_checker" not in key}
         index["force_zeros_for_empty_prompt"] = config.zeros_for_empty
+    if unet.inpaints:
+        index["_class_name"] = "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline"
     _write(folder / _INDEX, index)
     _, samplers, spacing = _read_schedule(folder, entry.scheduler)
     if Defaults(defaults.size, samplers[0], spacing) != defaults:
@@ -211,10 +213,11 @@ def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | t
     attention = stated.all_named("down_block_types", _DOWN)
     if stated.all_named("up_block_types", _UP) != attention[::-1]:
         raise stated.error("up_block_types", "down_block_types in reverse")
-    if values["in_channels"] != values["out_channels"]:
+    inputs, latent = values["in_channels"], values["out_channels"]
+    if not isinstance(latent, int) or inputs not in (latent, 2 * latent + 1):
         raise CheckpointError(
-            f"{stated.path}: the UNet takes {values['in_channels']} channels (in_channels) and returns "
-            f"{values['out_channels']}; inpainting, depth and other models that take more than a latent are not read"
+            f"{stated.path}: the UNet takes {inputs!r} channels (in_channels) and returns {latent!r}; depth and other "
+            "models that take more than a latent, or in inpainting two latents and a mask, are not read"
         )
     each = {
         key: [values[key]] * len(attention)
@@ -227,7 +230,9 @@ def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | t
         if type(told) is not int or told <= sizes:
             raise stated.error("projection_class_embeddings_input_dim", f"the pooled text's features and {sizes}")
         pooled = told - sizes
-    config = replace(stated, values={**values, **each}).config(UNetConfig, attention=attention, pooled=pooled)
+    config = replace(stated, values={**values, **each}).config(
+        UNetConfig, attention=attention, inpaints=inputs != latent, pooled=pooled
+    )
     sides: Any = values.get("sample_size")
     # of the first versions, which wrote a number that nobody used
     version = re.match(r"0\.(\d+)(\.|$)", str(values.get("_diffusers_version")))

@@ -14,7 +14,19 @@ from typing import Any, Literal, NamedTuple
 
 from sld.checkpoints.files import Header, WeightsFile
 from sld.checkpoints.remap import CheckpointError
-from sld.config import CONFIGS, SD15, SD15_V, SD21, SD21_BASE, SDXL, ModelConfig, Prediction
+from sld.config import (
+    CONFIGS,
+    SD2_INPAINTING,
+    SD15,
+    SD15_INPAINTING,
+    SD15_V,
+    SD21,
+    SD21_BASE,
+    SDXL,
+    SDXL_INPAINTING,
+    ModelConfig,
+    Prediction,
+)
 from sld.data import read
 from sld.spelling import did_you_mean
 
@@ -22,6 +34,7 @@ Origin = Literal["user", "checkpoint", "yaml file beside it", "shapes"]
 CONFIG_KEY = "sld.config"
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 CROSS_ATTENTION_XL = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+ENTRY = "model.diffusion_model.input_blocks.0.0.weight"
 AVERAGED = "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn2to_kweight"
 V_PRED, ZERO_SNR = "v_pred", "ztsnr"  # keys without numbers, by which trainers mark what their files are
 
@@ -30,6 +43,9 @@ _ARCHITECTURES: dict[str, Prediction] = {"stable-diffusion-v2-512": "eps", "stab
 
 _NAMED = {("sd15", "eps"): SD15, ("sd15", "v"): SD15_V, ("sd21", "eps"): SD21_BASE, ("sd21", "v"): SD21}
 _NAMED |= {("sdxl", "eps"): SDXL, ("sdxl", "v"): replace(SDXL, name="sdxl-v", schedule=SD15_V.schedule)}
+
+_PUBLISHED = {768: SD15, 1024: SD21, 2048: SDXL}  # by the text's width
+_INPAINTING = {768: SD15_INPAINTING, 1024: SD2_INPAINTING, 2048: SDXL_INPAINTING}
 
 
 class Said(NamedTuple):
@@ -80,6 +96,10 @@ def stated_config(path: Path, file: WeightsFile) -> tuple[ModelConfig, Origin] |
     if len({one.prediction for one in said}) > 1:
         listed = ", ".join(f"{one.prediction} by {one.by}" for one in said)
         raise CheckpointError(f"{path} says more than one thing of what it predicts ({listed}): give --config NAME")
+    if likely.unet.inpaints:
+        if any(one.prediction != likely.schedule.prediction for one in said):
+            raise CheckpointError(f"{path} inpaints and says that it predicts v, which none does: give --config NAME")
+        return likely, said[0].origin if said else "shapes"
     if not said:
         return likely, "shapes"
     first = said[0]
@@ -98,9 +118,13 @@ def stated_config(path: Path, file: WeightsFile) -> tuple[ModelConfig, Origin] |
 
 
 def recognize(tensors: Mapping[str, Header]) -> ModelConfig | None:
-    """Return the published model of this text width. The versions differ in no other shape."""
+    """Return the published model of this text width, and of this input. The versions differ in no other shape."""
     weight = next((tensors[key] for key in (CROSS_ATTENTION, AVERAGED, CROSS_ATTENTION_XL) if key in tensors), None)
-    return None if weight is None or weight.ndim != 2 else {768: SD15, 1024: SD21, 2048: SDXL}.get(weight.shape[1])
+    if weight is None or weight.ndim != 2:
+        return None
+    entry = tensors.get(ENTRY)
+    inpaints = entry is not None and entry.ndim == 4 and entry.shape[1] == SD15_INPAINTING.unet.inputs
+    return (_INPAINTING if inpaints else _PUBLISHED).get(weight.shape[1])
 
 
 def _predictions(path: Path, file: WeightsFile, beside: Mapping[str, Any]) -> Iterator[Said]:

@@ -86,7 +86,7 @@ def unet(config: UNetConfig) -> Iterator[Row]:
         joined = config.pooled + config.SIZES
         yield Row("added_in", "label_emb.0.0", "add_embedding.linear_1", (time, joined))
         yield Row("added_out", "label_emb.0.2", "add_embedding.linear_2", (time, time))
-    yield Row("conv_in", "input_blocks.0.0", "conv_in", (widths[0], config.latent, 3, 3))
+    yield Row("conv_in", "input_blocks.0.0", "conv_in", (widths[0], config.inputs, 3, 3))
 
     n, width, skips = 0, widths[0], [widths[0]]
     for i, out in enumerate(widths):

@@ -51,7 +51,7 @@ class UNet(nn.Module):
         self.time_out = nn.Linear(time, time)
         self.added_in = None if config.pooled is None else nn.Linear(config.pooled + config.SIZES, time)
         self.added_out = None if config.pooled is None else nn.Linear(time, time)
-        self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.inputs, widths[0], 3, padding=1)
 
         self.down: list[Stage] = module_list()
         width, skips = widths[0], [widths[0]]
@@ -91,7 +91,7 @@ class UNet(nn.Module):
         """Predict for r rows.
 
         Args:
-            x: latents (r, c, h, w).
+            x: latents (r, c, h, w); in inpainting the mask (1 channel) and the latents of what it leaves follow (c).
             t: their timesteps, () for one that all share, or (r,).
             cond: what their texts say, r rows.
 

@@ -289,7 +289,7 @@ def test_weights_of_a_folder_may_be_pickles_or_a_half_precision_variant(tmp_path
     [
         ("unet/config.json", "class_embed_type", "timestep"),
         ("unet/config.json", "addition_embed_type", "text_time"),
-        ("unet/config.json", "in_channels", 9),
+        ("unet/config.json", "in_channels", 5),
         ("unet/config.json", "down_block_types", ["AttnDownBlock2D"] * 3),
         ("vae/config.json", "use_quant_conv", False),
         ("text_encoder/config.json", "hidden_act", "relu"),
@@ -474,7 +474,8 @@ def test_a_file_without_a_text_encoder_says_so_in_one_line(tmp_path):
     ("key", "shape", "hint"),
     [
         ("conditioner.embedders.0.transformer.x", (3,), "SDXL"),
-        ("model.diffusion_model.input_blocks.0.0.weight", (16, 9, 3, 3), "9 channels: inpainting"),
+        ("model.diffusion_model.input_blocks.0.0.weight", (16, 5, 3, 3), "5 channels: depth"),
+        ("model.diffusion_model.input_blocks.0.0.weight", (16, 9, 3, 3), "9 channels"),
     ],
 )
 def test_models_of_another_kind_are_recognized(key, shape, hint, tmp_path):
