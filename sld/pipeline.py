@@ -17,6 +17,7 @@ from sld.arguments import batch_size, spread
 from sld.config import NUMERICS, ModelConfig, Numerics
 from sld.finite import require_finite
 from sld.guidance import Guidance, SLDConfig, guidance_for
+from sld.image_to_image import Beginning, Pictures, Start, begin, read_start
 from sld.models.denoiser import Cond, Denoiser
 from sld.models.text import TextEncoder, Tokenizer
 from sld.models.vae import VAE
@@ -129,6 +130,9 @@ class Pipeline:
         negative: str | Sequence[str] = "",
         concept: str | Sequence[str] | None = None,
         size: int | tuple[int, int] | None = None,
+        image: Pictures | None = None,
+        strength: float | None = None,
+        mask: Pictures | None = None,
     ) -> list[Image.Image]:
         """Pictures for prompts, with everything by name. What is not given is what the checkpoint wants by default.
 
@@ -138,27 +142,35 @@ class Pipeline:
             sampler: a name in `sld.config.SAMPLERS`.
             steps: of the sampler.
             prompts, seeds, negative, concept, size: see `sample`.
+            image: pictures to start from, files or PIL images; one, or one per image.
+            strength: the part of the steps that is taken from them; 0.8, and with a mask 1, if not given.
+            mask: white where a picture is made anew; one, or one per image. The rest stays, but for the autoencoder.
 
         Raises:
             ValueError: an argument is out of range, or a picture is not finite; says why that may be.
         """
+        if image is None and not (mask is None and strength is None):
+            raise ValueError("strength and mask are for a picture to start from: give image too")
+        start = None if image is None else read_start(image, self.config, strength, mask, size)
         *_, last = self.sample(
             prompts,
             seeds,
-            sampler=self.sampler(sampler, steps),
+            sampler=self.sampler(sampler, steps, 1.0 if start is None else start.strength),
             guidance=self.guidance(safety, guidance_scale),
             negative=negative,
             concept=concept,
             size=size,
+            start=start,
         )
         scale = safety.guidance_scale if isinstance(safety, SLDConfig) else guidance_scale
         return images.to_pil(require_finite(self.decode(last.x), self.networks, scale))
 
-    def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler[Any, Any]:
-        """The sampler of a name and a number of steps; what is not given is the checkpoint's."""
+    def sampler(self, name: str | None = None, steps: int | None = None, strength: float = 1.0) -> Sampler[Any, Any]:
+        """The sampler of a name, and of the part `strength` of a number of steps; the checkpoint's if not given."""
         usual = self.config.defaults
         spacing = usual.spacing if name in (None, usual.sampler) else None
-        return make_sampler(name or usual.sampler, self.schedule, usual.steps if steps is None else steps, spacing)
+        steps = usual.steps if steps is None else steps
+        return make_sampler(name or usual.sampler, self.schedule, steps, spacing, strength=strength)
 
     def guidance(self, safety: str | SLDConfig = "medium", guidance_scale: float | None = None) -> Guidance:
         """The rule for a preset's name, "off" or a configuration; a name comes with the checkpoint's guidance scale."""
@@ -190,7 +202,7 @@ class Pipeline:
         space: Space = "raw",
         reuse: Reuse = NO_REUSE,
         noise: Tensor | None = None,
-        start: Tensor | None = None,
+        start: Tensor | Start | None = None,
         state: SampleState | None = None,
         between: Between | None = None,
     ) -> Iterator[SampleState]:
@@ -205,17 +217,17 @@ class Pipeline:
             negative: takes the place of the empty text; one, or one per image.
             concept: the unsafe concept in words; one, or one per image; the checkpoint's if None.
             size: of the pictures in pixels, one number or (height, width), multiples of the autoencoder's factor (8 in
-                Stable Diffusion); the size the model was trained on if None.
+                Stable Diffusion); the size the model was trained on if None, or that of the pictures to start from.
             space: for a model that predicts v: guide v itself, as the reference does ("raw"), or the eps it stands for
                 ("eps"). SLD's thresholds act on other numbers in the two.
             reuse: approximations that let evaluations take over what earlier ones have computed; none if not given.
             noise: (b, c, h, w), in place of what the seeds give, for parity with references that draw it otherwise.
-            start: clean latents (b, c, h, w) to begin from, as `vae.encode` makes them. They are given as much noise as
-                x has at the sampler's first timestep, so that a sampler on the later part of a grid
-                (`DDIM.at(schedule, timesteps[20:])`) keeps more of them.
+            start: pictures to start from, with or without a mask, or clean latents (b, c, h, w), as `vae.encode` makes
+                them. They are given as much noise as x has at the sampler's first timestep, so that a sampler on the
+                later part of a grid (`pipe.sampler(strength=0.6)`) keeps more of them.
             state: where to go on, from an earlier run with the same arguments.
             between: called after every evaluation with its state and the level of its x, which past the last is free of
-                noise; the run goes on with the x that it returns, as for inpainting by blending.
+                noise; the run goes on with the x that it returns.
 
         Returns:
             An iterator over the states: the one to start from, then one after each network evaluation. Leaving the
@@ -224,7 +236,8 @@ class Pipeline:
         Raises:
             ValueError: an argument is out of range, or lengths do not match.
         """
-        sampler = (sampler or self.sampler()).to(self.device)
+        strength = start.strength if isinstance(start, Start) else 1.0
+        sampler = (sampler or self.sampler(strength=strength)).to(self.device)
         guidance = guidance or self.guidance()
         if space not in ("raw", "eps"):
             raise ValueError(f"space must be 'raw' (guide what the network predicts) or 'eps'; got {space!r}")
@@ -234,22 +247,17 @@ class Pipeline:
             raise ValueError(f"the state to go on from holds {len(state.x)} images, the arguments describe {batch}")
         reuse.require(self.numerics, 0 if state is None else state.i)
         seeds = spread(seeds, batch)
+        size = start.size if size is None and isinstance(start, Start) else size
         shape = (batch, self.config.vae.latent, *self.config.latent_size(size))
-        drawn = Noise(seeds, shape[1:])
-        for name, given in (("noise", noise), ("start", start)):
-            if given is not None and given.shape != shape:
-                raise ValueError(f"{name} must have shape {shape}; got {tuple(given.shape)}")
+        drawn, inpaints = Noise(seeds, shape[1:]), self.config.unet.inpaints
+        begun = begin(start, shape, drawn, noise, sampler, self.schedule, self.vae, inpaints)
         if state is None:
-            first = drawn.draw() if noise is None else noise
-            x = first.to(self.device, copy=True)
-            x = sampler.begin * x if start is None else self.schedule.add_noise(start.to(x), x, sampler.timesteps[0])
+            x = begun.x
             state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(drawn, sampler, batch))
         elif state.x.shape != shape:
             raise ValueError(f"the state to go on from holds latents {tuple(state.x.shape)}, the size gives {shape}")
-        else:
-            first = state.x
-            if sampler.stochastic:
-                drawn.restore(state.random)
+        elif sampler.stochastic:
+            drawn.restore(state.random)
         texts = texts_of(guidance, spread(prompts, batch), spread(negative, batch), spread(concept, batch))
         timesteps = torch.tensor(sampler.timesteps, device=self.device)
         if self.numerics == "reference":
@@ -258,12 +266,11 @@ class Pipeline:
         else:
             starts: Sequence[Hashable] = range(batch)  # a hook may part images that begin alike
             if between is None:
-                known = first if start is None else torch.cat([first.cpu(), start.cpu()], dim=1)
-                starts = list(zip(seeds, map(bytes, known.cpu().numpy()), strict=True))
+                starts = list(zip(seeds, begun.keys(state.x), strict=True))
             phases = plan(guidance, texts, starts, len(timesteps), self.rows_at_once, reuse)
             invariant, cond = self.numerics == "invariant", self._encode_distinct(texts, shape[2:])
             evaluations = RowNetwork(self._keyed, cond, timesteps, phases, invariant, reuse).evaluations(state.i)
-        return self._run(state, sampler, guidance, timesteps, evaluations, drawn, space, between)
+        return self._run(state, sampler, guidance, timesteps, evaluations, drawn, space, begun, between)
 
     def compile(self, **options: Any) -> Pipeline:
         """This pipeline with compiled parts: the UNet's repeated blocks, and all of a step beside the network.
@@ -330,6 +337,7 @@ class Pipeline:
         evaluations: Evaluations,
         drawn: Noise,
         space: Space,
+        begun: Beginning,
         between: Between | None,
     ) -> Iterator[SampleState]:
         n = len(timesteps)
@@ -350,14 +358,16 @@ class Pipeline:
                     at[i],
                     at[min(i + 1, n - 1)],
                     state.x,
-                    predict(state.x),
+                    predict(begun.shown(state.x)),
                     state.guidance,
                     state.sampler,
                     drawn.draw().to(self.device) if sampler.stochastic else None,
                 )
-                state = SampleState(i + 1, x, guidance_state, sampler_state, _random(drawn, sampler, len(x)))
+                level = at[i + 1] if i + 1 < n else clean
+                x, random = begun.blended(x, level), _random(drawn, sampler, len(x))
+                state = SampleState(i + 1, x, guidance_state, sampler_state, random)
                 if between is not None:
-                    state = replace(state, x=between(state, at[i + 1] if i + 1 < n else clean))
+                    state = replace(state, x=between(state, level))
             yield state
 
     def _plain(self, guidance: Guidance[Any, Any, Any], cond: Cond, timesteps: Tensor, start: int) -> Evaluations:
@@ -367,7 +377,8 @@ class Pipeline:
         parts = [cond[k * b : min(k + most, conditions) * b] for k in range(0, conditions, most)]
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            rows = [self.unet(x.repeat(len(part) // b, 1, 1, 1), t, part) for part in parts]
+            # joined as in the reference, which keeps the layout that latents of a picture have in memory
+            rows = [self.unet(torch.cat([x] * (len(part) // b)), t, part) for part in parts]
             return rows[0] if len(rows) == 1 else torch.cat(rows)
 
         for i in range(start, len(timesteps)):

@@ -41,11 +41,12 @@ def attentive(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def tiny_unet(kind: str = "SD 1", levels: int = 2) -> UNet2DConditionModel:
+def tiny_unet(kind: str = "SD 1", levels: int = 2, inputs: int = 4) -> UNet2DConditionModel:
     """A random UNet whose attention looks at the text: latents of 8 x 8, 32 features of context, two levels or one."""
     own = {name: value if isinstance(value, int) else value[:levels] for name, value in KINDS[kind].items()}
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=inputs,
         block_out_channels=(32, 64)[:levels],
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:levels],

@@ -23,7 +23,7 @@ ROOT = Path(sld.__file__).parent
 NAMES = ("spelling", "data", "config", "choices")
 BOTTOM = ("arguments", "embedded", "files", "finite", "lazy", "printable", "reading", *NAMES)
 PARTS = ("models", "samplers", "guidance", "text", "checkpoints")
-PIPELINE = ("devices", "images", "noise", "state", "step", "speed", "pipeline", "loading")
+PIPELINE = ("devices", "images", "noise", "starting", "image_to_image", "state", "step", "speed", "pipeline", "loading")
 REQUESTS = ("request", "batching")
 CORE = (*BOTTOM, *PARTS, *PIPELINE, *REQUESTS)
 
@@ -38,10 +38,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoints": (*BOTTOM, "models", "text"),
     "speed": (*BOTTOM, "models", "guidance"),
     "devices": (),
-    **dict.fromkeys(("images", "noise"), BOTTOM),
+    **dict.fromkeys(("images", "noise", "starting"), BOTTOM),
+    "image_to_image": (*BOTTOM, "models", "samplers", "speed", "noise", "starting"),
     "state": (*BOTTOM, "samplers", "guidance"),
     "step": (*BOTTOM, "samplers", "guidance"),
-    "pipeline": (*BOTTOM, *PARTS, "speed", "images", "noise", "state", "step"),
+    "pipeline": (*BOTTOM, *PARTS, "speed", "images", "noise", "image_to_image", "state", "step"),
     "loading": (*BOTTOM, *PARTS, "devices", "speed", "pipeline"),
     "request": (*BOTTOM, *PARTS, *PIPELINE),
     "batching": (*BOTTOM, *PARTS, *PIPELINE, "request"),
