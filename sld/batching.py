@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sld.guidance import READINGS, ClassifierFreeGuidance, Guidance, SafeLatentGuidance
+from sld.image_to_image import Start, read_start
 from sld.pipeline import Pipeline, texts_of
 from sld.request import Request
 from sld.speed.rows import Rows, count, plan
@@ -65,7 +66,7 @@ def _beginnings(requests: Sequence[Request]) -> list[Hashable]:
     seen: Counter[Request] = Counter()
     made: list[Hashable] = []
     for request in requests:
-        made.append((request.prompt, request.negative, request.seed, seen[request]))
+        made.append((request.prompt, request.negative, request.seed, request.start, seen[request]))
         seen[request] += 1
     return made
 
@@ -137,7 +138,25 @@ def _sample(pipe: Pipeline, batch: Sequence[Request], noise: Tensor | None = Non
         space=first.space,
         reuse=first.reuse,
         noise=noise,
+        start=start_of(pipe, batch),
     )
+
+
+def start_of(pipe: Pipeline, batch: Sequence[Request]) -> Start | None:
+    """Return the pictures that requests of one batch start from; None for noise alone.
+
+    Raises:
+        ValueError: a file is lost, or not the one that its request names.
+    """
+    first = batch[0]
+    if first.start is None:
+        return None
+    starts = [r.start for r in batch if r.start is not None]
+    starts = starts[:1] if len(set(starts)) == 1 else starts  # one picture for all is read once
+    masks = [start.mask.require_same() for start in starts if start.mask is not None]
+    images = [start.image.require_same() for start in starts]
+    size = first.height, first.width
+    return read_start(images, pipe.config, first.start.strength, masks or None, size, quiet=True)
 
 
 def _batch_key(request: Request) -> Hashable:
@@ -151,6 +170,7 @@ def _batch_key(request: Request) -> Hashable:
         request.height,
         request.width,
         request.reuse,
+        None if request.start is None else (request.start.strength, request.start.mask is None),
     )
     # at the scales 0 and 1 plain guidance computes one row of two, and so rounds otherwise than it would beside SLD
     apart = not request.guarded and request.guidance.guidance_scale in (0, 1)

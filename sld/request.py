@@ -16,6 +16,7 @@ from sld.pipeline import Pipeline
 from sld.samplers import Sampler, Schedule, make_sampler
 from sld.speed.reuse import Reuse
 from sld.spelling import named
+from sld.starting import StartFiles
 from sld.step import Space
 
 
@@ -33,6 +34,7 @@ class Request:
         reading: of SLD's equations, a key of `READINGS`; "code" is the authors' code.
         rule: another rule in place of SLD, with its own scales; `guidance` and `reading` then say nothing.
         deep_every: an approximation, see `Reuse`.
+        start: the picture that it starts from; None for noise alone.
 
     Raises:
         ValueError: there is no such reading, or an approximation is out of range.
@@ -53,6 +55,7 @@ class Request:
     reading: Reading = "code"
     rule: Guidance[Any, Any, Any] | None = None
     deep_every: Count = 1
+    start: StartFiles | None = None
 
     def __post_init__(self) -> None:
         named("reading of SLD", self.reading, READINGS)
@@ -69,12 +72,13 @@ class Request:
         Raises:
             ValueError: there is no such sampler, or it cannot be made so.
         """
-        return make_sampler(self.sampler, schedule, self.steps, self.spacing, self.eta)
+        strength = 1.0 if self.start is None else self.start.strength
+        return make_sampler(self.sampler, schedule, self.steps, self.spacing, self.eta, strength)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values, as stored in JSON. Reading, rule and approximations are present only if set."""
+        """Return nested plain values, as stored in JSON. Those that most requests lack are present only if set."""
         values = asdict(replace(self, rule=None))
-        for name, usual in (("reading", "code"), ("deep_every", 1)):
+        for name, usual in (("reading", "code"), ("deep_every", 1), ("start", None)):
             if values[name] == usual:
                 del values[name]
         del values["rule"]

@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sld.choices import Count
+from sld.choices import Count, steps_taken
 from sld.cli.lists import Seeds
 from sld.cli.naming import slug
-from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
+from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
 from sld.cli.parser import Command, argument, group, option
-from sld.cli.requests import load_model, sld_config, template
+from sld.cli.requests import load_model, read_start, sized, sld_config, template
 from sld.cli.sidecars import read_sidecar
-from sld.config import Defaults
+from sld.config import ModelConfig
 from sld.evaluation.prompts import read_prompts
 from sld.files import require_writable
 
 if TYPE_CHECKING:
     from sld.pipeline import Pipeline
     from sld.request import Request
+    from sld.starting import StartFiles
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class GenerateOptions:
     """Options of `sld generate`.
 
     Raises:
-        ValueError: there is neither a prompt nor a sidecar, or there are both; or the model cannot make the size.
+        ValueError: there is neither a prompt nor a sidecar, or there are both; or the model cannot make the size; or no
+            step is left of a run that starts from a picture.
     """
 
     prompts: tuple[str, ...] = argument("what to show", default=(), metavar="PROMPT")
@@ -41,6 +43,7 @@ class GenerateOptions:
     show: bool = option(False, "print what would be made, and stop")
     guidance: GuidanceOptions = group(GuidanceOptions(), "safety guidance")
     sampling: SamplingOptions = group(SamplingOptions(), "sampling")
+    start: StartOptions = group(StartOptions(), "picture to start from")
     batch_size: Count = option(8, "pictures at once")
     model: ModelOptions = group(ModelOptions(), "model")
 
@@ -50,15 +53,18 @@ class GenerateOptions:
                 'give what to show, as in: sld generate "a fox in a dark alley" (or --again SIDECAR alone)'
             )
         self.model.require_sides("size", *(self.sampling.size or ()))
+        if self.sampling.steps is not None and self.start.strength is not None:
+            steps_taken(self.sampling.steps, self.start.strength)
 
 
 def generate(options: GenerateOptions) -> None:
     """Make the pictures, or print the requests."""
     prompts = [*options.prompts, *_prompts_of(options.prompts_file)]
-    sidecar = None if options.again is None else read_sidecar(options.again)
+    sidecar = None if options.again is None else read_sidecar(options.again, options.start.image, options.start.mask)
+    start = None if sidecar is not None else read_start(options.start)
     pipe = load_model(options.model)
     if sidecar is None:
-        requests = _requests(options, prompts, pipe.config.defaults)
+        requests = _requests(options, prompts, start, pipe.config)
     else:
         requests = [sidecar.request]
         sidecar.warn_of_differences(pipe)
@@ -69,14 +75,18 @@ def generate(options: GenerateOptions) -> None:
     _make(pipe, requests, options)
 
 
-def _requests(options: GenerateOptions, prompts: list[str], usual: Defaults) -> list[Request]:
+def _requests(
+    options: GenerateOptions, prompts: list[str], start: StartFiles | None, config: ModelConfig
+) -> list[Request]:
     """Return one request for each prompt and seed, in this order."""
+    usual = config.defaults
     common = template(
-        options.sampling,
+        sized(options.sampling, start, config),
         usual,
         options.guidance.concept,
         negative=options.guidance.negative,
         guidance=sld_config(options.guidance, usual),
+        start=start,
     )
     requests = (replace(common, prompt=prompt, seed=seed) for prompt in prompts for seed in options.seeds)
     return list(dict.fromkeys(requests))

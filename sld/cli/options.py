@@ -20,6 +20,7 @@ from sld.choices import (
     Size,
     Space,
     Spacing,
+    Strength,
     Threshold,
     Warmup,
     require_spacing,
@@ -126,6 +127,27 @@ class SamplingOptions:
         require_spacing(self.sampler, self.spacing)
         if self.eta is not None and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta is a setting of ddim, got --eta {self.eta} for {self.sampler}: leave it out")
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Options for a picture to start from.
+
+    Raises:
+        ValueError: there is a strength or a mask, and no picture.
+    """
+
+    image: Path | None = option(None, "picture to start from, in place of noise alone", metavar="FILE")
+    strength: Strength | None = option(
+        None, "part of the steps that is taken from it: the larger, the less is left of it (0.8; with a mask 1)"
+    )
+    mask: Path | None = option(
+        None, "picture of the same size, white where the first is made anew, black where it stays", metavar="FILE"
+    )
+
+    def __post_init__(self) -> None:
+        if self.image is None and not (self.strength is None and self.mask is None):
+            raise ValueError("--strength and --mask are for a picture to start from: give --image too")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sld.checkpoints.kinds import require_whole
 from sld.choices import HYPERPARAMETERS
-from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions
-from sld.config import Defaults
+from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
+from sld.config import Defaults, ModelConfig
 from sld.embedded import embedded_checkpoint
 from sld.text.vocabulary import find_vocabulary
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sld.guidance import SLDConfig
     from sld.pipeline import Pipeline
     from sld.request import Request
+    from sld.starting import StartFiles
 
 
 def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
@@ -88,6 +89,40 @@ def sld_config(options: GuidanceOptions, usual: Defaults) -> SLDConfig:
 
     given = {name: value for name, value in asdict(options).items() if name in HYPERPARAMETERS and value is not None}
     return replace(preset(options.preset), **{"guidance_scale": usual.guidance_scale, **given})
+
+
+def read_start(options: StartOptions) -> StartFiles | None:
+    """Return the files that pictures start from, after a look at them; None if there are none.
+
+    Raises:
+        ValueError: a file is lost or cannot be taken; see `sld.starting`.
+    """
+    from sld.starting import PictureFile, StartFiles, read_pair, usual_strength
+
+    image, mask, strength = options.image, options.mask, options.strength
+    if image is None:
+        return None
+    read_pair(image, mask)
+    strength = usual_strength(mask is not None) if strength is None else strength
+    return StartFiles(PictureFile.of(image), strength, None if mask is None else PictureFile.of(mask))
+
+
+def sized(sampling: SamplingOptions, start: StartFiles | None, config: ModelConfig) -> SamplingOptions:
+    """Return options with the size of the picture to start from, if there is one and the user gives no size.
+
+    Raises:
+        ValueError: the picture has far more or far fewer pixels than the model makes, or the mask acts nowhere.
+    """
+    from sld.starting import fitted, own_size, read_pair
+
+    if start is None:
+        return sampling
+    factor = config.vae.factor
+    pair = read_pair(Path(start.image.path), None if start.mask is None else Path(start.mask.path))
+    size = sampling.size or own_size(pair[0], config.defaults.sides, factor)
+    fitted(*pair, size, factor)
+    pair[0].warn_of_changes(size)
+    return replace(sampling, size=size)
 
 
 def template(sampling: SamplingOptions, usual: Defaults, concept: str | None = None, **others: Any) -> Request:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sld.files import sha256
 from sld.reading import read_json
 from sld.spelling import shown
 
 if TYPE_CHECKING:
     from sld.pipeline import Pipeline
     from sld.request import Request
+    from sld.starting import PictureFile
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ class Sidecar:
                 _warn(f"{key} was {shown(then.get(key))} and is {shown(now.get(key))} now: the picture may differ")
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(path: Path, image: Path | None = None, mask: Path | None = None) -> Sidecar:
     """Return the content of a sidecar.
+
+    The picture that it starts from, and its mask, are looked for where the sidecar says, then beside the sidecar.
+
+    Args:
+        path: the sidecar.
+        image, mask: where the picture to start from and its mask are now; None to look for them.
 
     Raises:
         ValueError: the file is none, its request has a field that is missing, unknown, of another type or out of range,
-            or it is for the first edition's kept cross-attention; the message names file and field.
+            it is for the first edition's kept cross-attention, or a picture is lost; the message names file and field.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("request"), dict):
@@ -68,7 +76,29 @@ def read_sidecar(path: Path) -> Sidecar:
         )
     from sld.request import Request
 
-    return Sidecar(Request.from_dict(values, f"{path}: request"), content)
+    request = Request.from_dict(values, f"{path}: request")
+    if (start := request.start) is not None:
+        found = _found(start.image, "--image", image, path)
+        covering = None if start.mask is None else _found(start.mask, "--mask", mask, path)
+        request = replace(request, start=replace(start, image=found, mask=covering))
+    return Sidecar(request, content)
+
+
+def _found(picture: PictureFile, flag: str, given: Path | None, sidecar: Path) -> PictureFile:
+    """Return the file of a picture that a sidecar names.
+
+    Raises:
+        ValueError: no file in question holds that picture.
+    """
+    beside = sidecar.with_name(Path(picture.path).name)
+    places = [Path(picture.path), beside] if given is None else [given]
+    for place in dict.fromkeys(places):
+        if place.is_file() and sha256(place) == picture.sha256:
+            return replace(picture, path=str(place))
+    raise ValueError(
+        f"{sidecar}: its picture starts from {picture.path} (sha256 {picture.sha256[:12]}…), which is not at "
+        f"{' or '.join(map(str, dict.fromkeys(places)))}: say where it is with {flag}"
+    )
 
 
 def _warn(message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sld import images
-from sld.batching import guidance_of
+from sld.batching import guidance_of, start_of
 from sld.finite import likely_cause, require_finite
 from sld.guidance import Concept, Guidance, SafeLatentConcepts, SafeLatentGuidance
 from sld.guidance.trace import Trace, Traced
@@ -173,4 +173,5 @@ def _states(
         size=(request.height, request.width),
         space=request.space,
         reuse=request.reuse,
+        start=start_of(pipe, [request]),
     )
