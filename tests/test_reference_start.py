@@ -28,7 +28,7 @@ STEPS = 8
 RANDOM = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(2)]
 PLACES = np.add.outer(np.arange(16), np.arange(16))
-MASKS = [Image.fromarray(np.where(PLACES < k, 255, 0).astype(np.uint8)) for k in (13, 19)]
+MASKS = [Image.fromarray(np.where(k > PLACES, 255, 0).astype(np.uint8)) for k in (13, 19)]
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer")
 
