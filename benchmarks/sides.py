@@ -16,13 +16,14 @@ from torch import Tensor
 import sld
 from benchmarks.measure import Device
 from sld import checkpoints
-from sld.config import SD15, ModelConfig
+from sld.config import ModelConfig
 from sld.embedded import embedded_checkpoint
 from sld.guidance import SLDConfig, guidance_for
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
 from sld.pipeline import Pipeline
+from sld.published import SD15
 from sld.samplers import make_sampler
 from sld.speed.reuse import NO_REUSE, Reuse
 

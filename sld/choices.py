@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from sld.config import CONFIGS, SAMPLERS, ModelConfig
+from sld.config import SAMPLERS, ModelConfig
 from sld.data import OneOf, Range, Written, path, read
+from sld.published import CONFIGS
 from sld.spelling import did_you_mean, shown
 
 PRESETS = ("weak", "medium", "strong", "max")

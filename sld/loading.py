@@ -37,7 +37,7 @@ def load(
 
     Args:
         path: a CompVis single file or a diffusers folder; None for the embedded model.
-        config: the checkpoint's config, or a name in `sld.config.CONFIGS`, where the file does not decide it. SD 2's
+        config: the checkpoint's config, or a name in `sld.published.CONFIGS`, where the file does not decide it. SD 2's
             weights, for example, do not say whether they predict eps or v.
         dtype: of the networks' weights; None keeps that of the file. Latents are always float32.
         device: where everything runs.

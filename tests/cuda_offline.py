@@ -33,8 +33,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sld.config import SD15
 from sld.guidance import STRONG, Predictions, SafeLatentGuidance, safe_latent_guidance
+from sld.published import SD15
 from sld.samplers import Level, Schedule, make_sampler
 from sld.step import advance
 

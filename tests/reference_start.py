@@ -6,20 +6,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from reference import SCHEDULERS
 from torch import Tensor
 
 PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "inpaint": StableDiffusionInpaintPipeline}
+XL_PIPELINES: dict[str, Any] = {
+    "img2img": StableDiffusionXLImg2ImgPipeline,
+    "inpaint": StableDiffusionXLInpaintPipeline,
+}
 
 
-def pipeline(kind: str, safe: Any, unet: UNet2DConditionModel | None = None) -> Any:
+def pipeline(kind: str, base: Any, unet: UNet2DConditionModel | None = None) -> Any:
     """The pipeline of a kind with the parts of another one, or with a UNet of its own."""
-    parts = {name: part for name, part in safe.components.items() if name not in ("unet", "scheduler")}
-    made = PIPELINES[kind](
-        **parts, unet=unet or safe.unet, scheduler=SCHEDULERS["ddim"](), requires_safety_checker=False
-    )
+    parts = {**base.components, "unet": unet or base.unet, "scheduler": SCHEDULERS["ddim"]()}
+    if "text_encoder_2" in parts:
+        made = XL_PIPELINES[kind](**parts, add_watermarker=False)
+    else:
+        made = PIPELINES[kind](**parts, requires_safety_checker=False)
     made.unet.eval()
     made.vae.eval()  # as loaded from a folder; in training it keeps another layout in memory, and so other last bits
     made.set_progress_bar_config(disable=True)

@@ -30,13 +30,11 @@ def text_config(clip: CLIPTokenizer, **own: Any) -> CLIPTextConfig:
     )
 
 
-def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
-    """The pipeline with random weights: latents of 8 x 8, tokens of 32 + 32 features, 24 pooled ones."""
-    torch.manual_seed(0)
-    first = CLIPTokenizer.from_pretrained(str(words))
-    second = CLIPTokenizer.from_pretrained(str(words), pad_token="!")
+def xl_unet(inputs: int = 4) -> UNet2DConditionModel:
+    """A random UNet whose attention looks at the text, and which is told pooled texts of 24 features."""
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=inputs,
         block_out_channels=(32, 64),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -50,6 +48,15 @@ def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=24 + 6 * 256,
     )
+    return attentive(unet)
+
+
+def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
+    """The pipeline with random weights: latents of 8 x 8, tokens of 32 + 32 features, 24 pooled ones."""
+    torch.manual_seed(0)
+    first = CLIPTokenizer.from_pretrained(str(words))
+    second = CLIPTokenizer.from_pretrained(str(words), pad_token="!")
+    unet = xl_unet()
     vae = tiny_vae()
     vae.register_to_config(scaling_factor=0.13025)
     pipe = StableDiffusionXLPipeline(
@@ -60,7 +67,7 @@ def xl_pipeline(words: Path) -> StableDiffusionXLPipeline:
         ),
         tokenizer=first,
         tokenizer_2=second,
-        unet=attentive(unet),
+        unet=unet,
         scheduler=euler(),
         add_watermarker=False,
     )

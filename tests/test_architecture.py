@@ -20,7 +20,7 @@ import sld
 
 ROOT = Path(sld.__file__).parent
 
-NAMES = ("spelling", "data", "config", "choices")
+NAMES = ("spelling", "data", "config", "published", "choices")
 BOTTOM = ("arguments", "embedded", "files", "finite", "lazy", "printable", "reading", *NAMES)
 PARTS = ("models", "samplers", "guidance", "text", "checkpoints")
 PIPELINE = ("devices", "images", "noise", "starting", "image_to_image", "state", "step", "speed", "pipeline", "loading")

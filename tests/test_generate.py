@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 import sld
 from sld.checkpoints import loading
 from sld.cli import pictures
-from sld.config import MINI
 from sld.embedded import embedded_checkpoint
 from sld.explain import runs
 from sld.finite import likely_cause
+from sld.published import MINI
 from sld.request import Request
 
 QUICK = ("--steps", "1", "--size", "16")

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sld
-from sld.config import SD15
 from sld.guidance import (
     MEDIUM,
     PRESETS,
@@ -30,6 +29,7 @@ from sld.guidance import (
     guidance_for,
     safe_latent_guidance,
 )
+from sld.published import SD15
 from sld.samplers import SAMPLERS, Schedule, make_sampler
 from sld.step import advance
 

@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 import sld
 from benchmarks.live import LiveBytes, half_by_default
-from sld.config import SD15
 from sld.guidance import STRONG, SafeLatentGuidance
 from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.published import SD15
 from sld.samplers import PNDM, Schedule, make_sampler
 from sld.speed.tiles import decode_tiles
 from sld.speed.weights import on_device

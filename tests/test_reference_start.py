@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from reference import safe_pipeline, tiny_unet
 from reference_start import pipeline, started_run
+from reference_xl import xl_pipeline, xl_unet
 
 import sld
 from sld.guidance import ClassifierFreeGuidance
@@ -47,6 +48,20 @@ def parts(tmp_path_factory):
     return safe, nine, ours
 
 
+@pytest.fixture(scope="module")
+def xl_parts(tmp_path_factory):
+    """SDXL's likewise."""
+    words = tmp_path_factory.mktemp("words")
+    write_tokenizer(words)
+    base, nine = xl_pipeline(words), xl_unet(inputs=9)
+    ours = {}
+    for name, unet in {"four": None, "nine": nine}.items():
+        folder = tmp_path_factory.mktemp(name) / "model"
+        pipeline("inpaint", base, unet).save_pretrained(folder)
+        ours[name] = sld.load(folder)
+    return base, nine, ours
+
+
 def our_run(pipe, sampler, strength, masks=None, images=IMAGES):
     states = pipe.sample(
         PROMPTS,
@@ -70,9 +85,19 @@ def assert_equal(ours, theirs, evaluations):
 )
 @pytest.mark.parametrize("kind", ["img2img", "inpaint", "inpaint, 9 channels"])
 def test_latents_of_every_step_are_those_of_the_reference(parts, kind, sampler, strength):
-    safe, nine, ours = parts
+    compare(parts, kind, sampler, strength)
+
+
+@pytest.mark.parametrize("strength", [0.35, 1.0])
+@pytest.mark.parametrize("kind", ["img2img", "inpaint", "inpaint, 9 channels"])
+def test_latents_of_sdxl_are_those_of_the_reference(xl_parts, kind, strength):
+    compare(xl_parts, kind, "ddim", strength)
+
+
+def compare(parts, kind, sampler, strength):
+    base, nine, ours = parts
     masks = None if kind == "img2img" else MASKS
-    reference = pipeline(kind.split(",")[0], safe, nine if "9" in kind else None)
+    reference = pipeline(kind.split(",")[0], base, nine if "9" in kind else None)
 
     theirs = started_run(reference, PROMPTS, SEEDS, sampler, STEPS, strength, IMAGES, masks)
     own = our_run(ours["nine" if "9" in kind else "four"], sampler, strength, masks)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import EXACT
 
-from sld.config import MINI
 from sld.guidance import guidance_for
+from sld.published import MINI
 from sld.samplers import Schedule, make_sampler
 from sld.state import SampleState
 

@@ -17,8 +17,9 @@ from sld.checkpoints.matching import Match, match
 from sld.checkpoints.parts import Format, Part, leftovers, parts
 from sld.checkpoints.remap import CheckpointError
 from sld.checkpoints.statements import CROSS_ATTENTION, ENTRY, Origin, named_config, recognize, stated_config
-from sld.config import SD15, SD21, SDXL, ModelConfig
+from sld.config import ModelConfig
 from sld.data import path as path_of
+from sld.published import SD15, SD21, SDXL
 
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
 _ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)

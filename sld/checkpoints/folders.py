@@ -14,18 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sld.checkpoints.remap import CheckpointError
-from sld.config import (
-    CONFIGS,
-    SAMPLERS,
-    Defaults,
-    ModelConfig,
-    SamplerEntry,
-    ScheduleConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from sld.config import SAMPLERS, Defaults, ModelConfig, SamplerEntry, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sld.data import read
+from sld.published import CONFIGS
 from sld.spelling import did_you_mean
 from sld.text.vocabulary import read_pad
 

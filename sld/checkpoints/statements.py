@@ -14,20 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from sld.checkpoints.files import Header, WeightsFile
 from sld.checkpoints.remap import CheckpointError
-from sld.config import (
-    CONFIGS,
-    SD2_INPAINTING,
-    SD15,
-    SD15_INPAINTING,
-    SD15_V,
-    SD21,
-    SD21_BASE,
-    SDXL,
-    SDXL_INPAINTING,
-    ModelConfig,
-    Prediction,
-)
+from sld.config import ModelConfig, Prediction
 from sld.data import read
+from sld.published import CONFIGS, SD2_INPAINTING, SD15, SD15_INPAINTING, SD15_V, SD21, SD21_BASE, SDXL, SDXL_INPAINTING
 from sld.spelling import did_you_mean
 
 Origin = Literal["user", "checkpoint", "yaml file beside it", "shapes"]

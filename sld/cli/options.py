@@ -27,8 +27,9 @@ from sld.choices import (
 )
 from sld.cli.lists import Ids, Names, Texts
 from sld.cli.parser import group, option
-from sld.config import CONFIGS, TOKENIZATIONS, Numerics, Tokenization, require_sides
+from sld.config import TOKENIZATIONS, Numerics, Tokenization, require_sides
 from sld.data import said
+from sld.published import CONFIGS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from sld.choices import Place
 from sld.cli.options import SelectionOptions
 from sld.cli.parser import Command, argument, group, option
 from sld.cli.runs import read_selected
-from sld.config import MINI, SD15
 from sld.embedded import embedded_checkpoint
+from sld.published import MINI, SD15
 from sld.text.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:

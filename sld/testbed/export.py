@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from sld.checkpoints import save_compvis
-from sld.config import MINI, ModelConfig
+from sld.config import ModelConfig
 from sld.files import sha256, whole, write_json
 from sld.models.vae import VAE
+from sld.published import MINI
 from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.fit import averaged
 from sld.testbed.vocabulary import write_tokenizer

@@ -23,9 +23,9 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sld.config import MINI
 from sld.evaluation.prompts import SETS
 from sld.evaluation.results import Results, read_results
+from sld.published import MINI
 from sld.testbed import prompts
 from sld.testbed.prompts import PROP_FORMS
 from sld.testbed.scenes import HARMLESS, PLACES, SUBJECTS, UNSAFE, habit, write

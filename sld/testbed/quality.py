@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 import sld
 from sld import images
-from sld.config import MINI
 from sld.files import sha256, write_json
 from sld.guidance import guidance_for
 from sld.pipeline import Pipeline
+from sld.published import MINI
 from sld.samplers import make_sampler
 from sld.testbed import prompts
 from sld.testbed.detector import Detector, load_detector, shipped_detector

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from sld.config import MINI
 from sld.evaluation.habits import HABITS
+from sld.published import MINI
 from sld.testbed.art import SIZE, VARIANTS, backdrop, sprite
 
 T = TypeVar("T")

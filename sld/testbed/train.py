@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from sld.config import MINI
 from sld.files import sweep
 from sld.models.text import Tokenizer
 from sld.models.vae import VAE
+from sld.published import MINI
 from sld.testbed import autoencoder, detector, diffusion
 from sld.testbed.data import Scenes
 from sld.testbed.diffusion import DiffusionModel

@@ -14,9 +14,10 @@ from transformers import CLIPTextModel
 
 import sld.checkpoints.files as files
 from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
-from sld.config import MINI, Defaults, ModelConfig
+from sld.config import Defaults, ModelConfig
 from sld.files import sha256
 from sld.models.denoiser import Cond
+from sld.published import MINI
 
 
 def stray(folder) -> list[str]:

@@ -7,6 +7,7 @@ import inspect
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -165,7 +166,7 @@ def test_a_scheduler_that_asks_for_what_we_do_not_compute_is_refused_by_its_key(
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [
-        ("model_index.json", "_class_name", "StableDiffusionInpaintPipeline"),
+        ("model_index.json", "_class_name", "StableDiffusionDepth2ImgPipeline"),
         ("model_index.json", "unet", ["diffusers", "UNet3DConditionModel"]),
         ("model_index.json", "vae", [None, None]),
         ("model_index.json", "text_encoder", ["transformers", "T5EncoderModel"]),
@@ -256,7 +257,7 @@ def test_a_sampler_that_diffusers_reads_otherwise_keeps_its_name_in_a_file_of_ou
     config = read_config(folder)
     for sampler in ("pndm", "pndm-diffusers"):
         again = folder.with_name(sampler)
-        write_configs(again, sld.config.replace(config, defaults=sld.config.replace(config.defaults, sampler=sampler)))
+        write_configs(again, replace(config, defaults=replace(config.defaults, sampler=sampler)))
         assert read_config(again).defaults.sampler == sampler
         assert (again / "sld.json").exists() == (sampler == "pndm")
 
@@ -264,7 +265,6 @@ def test_a_sampler_that_diffusers_reads_otherwise_keeps_its_name_in_a_file_of_ou
 def test_what_diffusers_has_no_word_for_is_not_lost_in_silence(folder):
     state(folder, DDIM, ZERO)
     config = read_config(folder)
-    replace = sld.config.replace
     with pytest.raises(CheckpointError, match="PNDMScheduler has no rescale_betas_zero_snr"):
         write_configs(folder.with_name("a"), replace(config, defaults=replace(config.defaults, sampler="pndm")))
     with pytest.raises(CheckpointError, match="no steps_offset but 1"):

@@ -11,18 +11,27 @@ from tiny import TINY1, modules, same, states
 
 from sld.checkpoints import convert, load, save_compvis
 from sld.checkpoints.files import Header
-from sld.checkpoints.statements import CROSS_ATTENTION, ENTRY, recognize
-from sld.config import SD2_INPAINTING, SD15, SD15_INPAINTING, SD21, inpainting
+from sld.checkpoints.statements import CROSS_ATTENTION, CROSS_ATTENTION_XL, ENTRY, recognize
+from sld.published import SD2_INPAINTING, SD15, SD15_INPAINTING, SD21, SDXL, SDXL_INPAINTING, inpainting
 
 TINY = inpainting(TINY1, "tiny-inpainting")
 
 
 @pytest.mark.parametrize(
     ("features", "inputs", "model"),
-    [(768, 9, SD15_INPAINTING), (1024, 9, SD2_INPAINTING), (768, 4, SD15), (1024, 4, SD21), (640, 9, None)],
+    [
+        (768, 9, SD15_INPAINTING),
+        (1024, 9, SD2_INPAINTING),
+        (2048, 9, SDXL_INPAINTING),
+        (768, 4, SD15),
+        (1024, 4, SD21),
+        (2048, 4, SDXL),
+        (640, 9, None),
+    ],
 )
 def test_a_single_file_is_told_by_its_text_and_its_input(features, inputs, model):
-    shapes = {CROSS_ATTENTION: (320, features), ENTRY: (320, inputs, 3, 3)}
+    attention = CROSS_ATTENTION_XL if features == 2048 else CROSS_ATTENTION
+    shapes = {attention: (320, features), ENTRY: (320, inputs, 3, 3)}
     assert recognize({key: Header(shape, "float32") for key, shape in shapes.items()}) == model
 
 

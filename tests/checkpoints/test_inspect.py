@@ -5,10 +5,11 @@ from tiny import TINY1, TINY2, compvis_tensors, modules
 
 from sld.checkpoints import CheckpointError, inspect, save_compvis, save_diffusers
 from sld.checkpoints.parts import parts
-from sld.config import SD21, ModelConfig
+from sld.config import ModelConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.published import SD21
 
 
 def full_size_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:

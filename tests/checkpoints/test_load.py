@@ -19,8 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
 from sld.checkpoints.folders import read_config, write_configs
-from sld.config import MINI, SD15, SD21
 from sld.models.denoiser import Cond
+from sld.published import MINI, SD15, SD21
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 PLAIN = ("DownBlock2D", "UpBlock2D")

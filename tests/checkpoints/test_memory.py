@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sld.checkpoints.parts import parts
-from sld.config import SD15
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.published import SD15
 
 LOAD = """
 import sys

@@ -13,7 +13,8 @@ import sld
 from sld.checkpoints import CheckpointError, convert, inspect, load, save_compvis, save_diffusers
 from sld.checkpoints.examine import examine
 from sld.checkpoints.statements import AVERAGED, CROSS_ATTENTION
-from sld.config import SD15, SD15_V, SD21, SD21_BASE, ModelConfig
+from sld.config import ModelConfig
+from sld.published import SD15, SD15_V, SD21, SD21_BASE
 
 SPEC = {"modelspec.architecture": "stable-diffusion-v2-512", "modelspec.resolution": "512x512"}
 

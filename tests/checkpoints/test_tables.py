@@ -22,10 +22,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sld.checkpoints import save_diffusers
 from sld.checkpoints.parts import leftovers, parts
 from sld.checkpoints.remap import KeyMap
-from sld.config import CONFIGS, MINI, SD15, SD21, SDXL, ModelConfig, TextConfig
+from sld.config import ModelConfig, TextConfig
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.published import CONFIGS, MINI, SD15, SD21, SDXL
 
 # From the model cards' config.json files.
 DIFFUSERS_UNET = {

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pytest
 
-from sld.config import MINI
 from sld.evaluation.prompt_report import describe
 from sld.evaluation.prompts import COUNTRIES, NAMES, PromptSet, Row, bias_set, read_prompts
 from sld.evaluation.selection import Selection
 from sld.models.text import Tokenizer
+from sld.published import MINI
 
 REPOSITORY = Path(__file__).parents[2]
 I2P = Path(os.environ.get("SLD_I2P", REPOSITORY.parent / "shared/data/i2p_benchmark.csv"))

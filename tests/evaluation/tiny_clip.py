@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from sld.config import MINI
 from sld.embedded import embedded_checkpoint
+from sld.published import MINI
 
 SIZE = 28
 WIDTH = 12

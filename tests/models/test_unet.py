@@ -19,11 +19,12 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sld.checkpoints.parts import parts
-from sld.config import MINI, SD15, SD21, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
+from sld.published import MINI, SD15, SD21
 
 TINY = UNetConfig(
     channels=(32, 64), res_blocks=1, attention=(True, True), heads=(2, 4), depth=(1, 1), context=16,

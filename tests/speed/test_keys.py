@@ -8,9 +8,10 @@ import torch
 from conftest import NETWORK
 from torch.testing import assert_close
 
-from sld.config import MINI, UNetConfig
+from sld.config import UNetConfig
 from sld.models.denoiser import Cond
 from sld.models.unet import UNet
+from sld.published import MINI
 from sld.speed.keys import KeyedUNet
 
 TINY = UNetConfig(

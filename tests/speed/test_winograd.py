@@ -13,9 +13,10 @@ from conftest import ALGORITHM, EXACT, NETWORK
 from torch import nn
 from torch.testing import assert_close
 
-from sld.config import MINI, UNetConfig
+from sld.config import UNetConfig
 from sld.models.denoiser import Cond
 from sld.models.unet import UNet
+from sld.published import MINI
 from sld.speed.compiled import compiled_blocks
 from sld.speed.winograd import LEAST_CHANNELS, Winograd, with_winograd
 

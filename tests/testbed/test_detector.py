@@ -12,10 +12,10 @@ from conftest import EXACT, HALF
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sld.config import MINI
 from sld.evaluation.habits import HABITS
 from sld.images import from_uint8
 from sld.models.vae import VAE
+from sld.published import MINI
 from sld.testbed.art import icons_path
 from sld.testbed.detector import (
     Detector,

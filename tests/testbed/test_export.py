@@ -14,9 +14,9 @@ import torch
 from conftest import EXACT
 
 from sld.checkpoints import load
-from sld.config import MINI
 from sld.files import sha256
 from sld.models.vae import VAE
+from sld.published import MINI
 from sld.testbed.diffusion import DiffusionModel
 from sld.testbed.export import export
 

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from sld.config import SD15
 from sld.models.text import Tokenizer
+from sld.published import SD15
 from sld.testbed.vocabulary import write_tokenizer
 from sld.text import hub
 

@@ -18,8 +18,8 @@ import pytest
 from tokenizers_by_hand import END, ODD, plain_ids, with_pad
 from transformers import CLIPTokenizer
 
-from sld.config import MINI
 from sld.models.text import Tokenizer
+from sld.published import MINI
 from sld.testbed.vocabulary import write_tokenizer
 from sld.text.vocabulary import read_vocabulary
 
