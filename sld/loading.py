@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sld import checkpoints
+from sld.checkpoints.hub import located
 from sld.config import ModelConfig, Numerics, Tokenization
 from sld.data import path as path_of
 from sld.devices import usable
@@ -36,7 +37,8 @@ def load(
     """Load a pipeline from a checkpoint.
 
     Args:
-        path: a CompVis single file or a diffusers folder; None for the embedded model.
+        path: a CompVis single file, a diffusers folder, or a name on the hub, org/name[@revision][:file]; None for the
+            embedded model.
         config: the checkpoint's config, or a name in `sld.published.CONFIGS`, where the file does not decide it. SD 2's
             weights, for example, do not say whether they predict eps or v.
         dtype: of the networks' weights; None keeps that of the file. Latents are always float32.
@@ -58,7 +60,7 @@ def load(
     """
     # on "meta", networks have shapes and no numbers
     device = torch.device(device) if str(device) == "meta" else usable(device)
-    checkpoint = embedded_checkpoint() if path is None else path_of(path)
+    checkpoint = embedded_checkpoint() if path is None else located(path)
     if not isinstance(tokenizer, Vocabulary):
         tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else path_of(tokenizer))
     parts = checkpoints.load(

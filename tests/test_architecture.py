@@ -21,14 +21,14 @@ import sld
 ROOT = Path(sld.__file__).parent
 
 NAMES = ("spelling", "data", "config", "published", "choices")
-BOTTOM = ("arguments", "embedded", "files", "finite", "lazy", "printable", "reading", *NAMES)
+BOTTOM = ("arguments", "embedded", "files", "finite", "hub", "lazy", "printable", "reading", *NAMES)
 PARTS = ("models", "samplers", "guidance", "text", "checkpoints")
 PIPELINE = ("devices", "images", "noise", "starting", "image_to_image", "state", "step", "speed", "pipeline", "loading")
 REQUESTS = ("request", "batching")
 CORE = (*BOTTOM, *PARTS, *PIPELINE, *REQUESTS)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("arguments", "embedded", "files", "finite", "lazy", "printable", "spelling"), ()),
+    **dict.fromkeys(("arguments", "embedded", "files", "finite", "hub", "lazy", "printable", "spelling"), ()),
     "reading": ("spelling",),
     **{name: NAMES[:k] for k, name in enumerate(NAMES)},
     "models": (*BOTTOM, "text"),

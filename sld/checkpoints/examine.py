@@ -12,18 +12,15 @@ from pathlib import Path
 
 from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_shards, open_weights
 from sld.checkpoints.folders import read_config
-from sld.checkpoints.kinds import kind_of, require_whole
+from sld.checkpoints.hub import located
+from sld.checkpoints.kinds import kind_of
 from sld.checkpoints.matching import Match, match
-from sld.checkpoints.parts import Format, Part, leftovers, parts
+from sld.checkpoints.parts import ENDINGS, Format, Part, leftovers, parts, weight_files
 from sld.checkpoints.remap import CheckpointError
 from sld.checkpoints.statements import CROSS_ATTENTION, ENTRY, Origin, named_config, recognize, stated_config
 from sld.config import ModelConfig
-from sld.data import path as path_of
 from sld.published import SD15, SD21, SDXL
 
-_VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
-_ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
-_INDICES = tuple(f"{suffix}.index{variant}.json" for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
 _SHOWN = 6
 
 
@@ -68,7 +65,7 @@ class Checkpoint:
         lines = []
         for part in self.parts:
             if part.key not in self.files:
-                expected = f"{part.stems[0]}.safetensors (or {', '.join(_ENDINGS[1:])}, or shards with an index)"
+                expected = f"{part.stems[0]}.safetensors (or {', '.join(ENDINGS[1:])}, or shards with an index)"
                 lines.append(f"there are no weights of the {part.title}: expected {part.folder}/{expected}")
             elif not self.matches[part.key].key_maps:
                 if part.key == "unet" and self.averaged:
@@ -143,8 +140,7 @@ def examine(
     Raises:
         CheckpointError: a file is missing, damaged or refused, or the model cannot be told.
     """
-    path = path_of(path)
-    require_whole(path)
+    path = located(path)
     single = None if path.is_dir() else open_weights(path)
     format: Format = "diffusers" if single is None else "compvis"
     config, told_by = _find_config(path, single) if config is None else (named_config(config), "user")
@@ -188,8 +184,8 @@ def _in_folder(path: Path, made: tuple[Part, ...]) -> dict[str, WeightsFile]:
     """The weights that a diffusers folder has of the parts, by their keys."""
     files: dict[str, WeightsFile] = {}
     for part in made:
-        names = [stem + ending for ending in (*_ENDINGS, *_INDICES) for stem in part.stems]
-        found = next((file for name in names if (file := path / part.folder / name).is_file()), None)
+        places = (path / part.folder / name for name in weight_files(part.stems))
+        found = next((file for file in places if file.is_file()), None)
         if found is not None:
             files[part.key] = open_shards(found) if found.suffix == ".json" else open_weights(found)
     if not files:

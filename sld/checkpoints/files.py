@@ -168,12 +168,17 @@ def _unwrapped(content: Any) -> tuple[Any, list[Any]]:
     return content, beside
 
 
-def open_shards(index: Path) -> WeightsFile:
-    """Read the headers of the files that an index names, as diffusers and transformers write them.
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index names, which lie beside it.
 
     Raises:
-        CheckpointError: the index is none, or a file is missing, or they do not hold what the index says.
+        CheckpointError: the file is no index.
     """
+    return sorted(set(_places(index).values()))
+
+
+def _places(index: Path) -> dict[str, str]:
+    """The file of every tensor."""
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = sorted(set(places.values()))
@@ -181,7 +186,17 @@ def open_shards(index: Path) -> WeightsFile:
         raise CheckpointError(f"{index} is no index of shards ({error!r}): fetch it again") from None
     if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(f"{index} names {wrong[0]!r}, expected the name of a file beside it")
-    shards = {name: open_weights(index.with_name(name)) for name in names}
+    return places
+
+
+def open_shards(index: Path) -> WeightsFile:
+    """Read the headers of the files that an index names, as diffusers and transformers write them.
+
+    Raises:
+        CheckpointError: the index is none, or a file is missing, or they do not hold what the index says.
+    """
+    places = _places(index)
+    shards = {name: open_weights(index.with_name(name)) for name in sorted(set(places.values()))}
     found = {key: name for name, shard in shards.items() for key in shard.tensors}
     if lost := [key for key, name in places.items() if found.get(key) != name]:
         raise CheckpointError(f"{index} says that {lost[0]} is in {places[lost[0]]}, which does not hold it")

@@ -29,9 +29,7 @@ def require_whole(path: Path) -> None:
         CheckpointError: says what the path is and what to give.
     """
     if not path.exists():
-        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir()
-        ending = f"; to get it from the hub: hf download {path} --local-dir FOLDER, then give FOLDER" if hub else ""
-        raise CheckpointError(f"{path}: there is no such file or folder{ending}")
+        raise CheckpointError(f"{path}: there is no such file or folder")
     folder = path if path.is_dir() else path.parent
     if path.suffix == ".json":
         whole = folder if (folder / "unet").is_dir() else folder.parent

@@ -16,6 +16,19 @@ from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 Format = Literal["compvis", "diffusers"]
 
+_DIFFUSERS, _TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
+FOLDERS = {"unet": _DIFFUSERS, "vae": _DIFFUSERS, "text_encoder": _TRANSFORMERS, "text_encoder_2": _TRANSFORMERS}
+"""The folders of networks in a diffusers folder, with what the files of their weights may be called."""
+
+_VARIANTS = ("", ".fp16", ".bf16", ".non_ema", ".fp32")
+ENDINGS = tuple(variant + suffix for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
+_INDICES = tuple(f"{suffix}.index{variant}.json" for suffix in (".safetensors", ".bin") for variant in _VARIANTS)
+
+
+def weight_files(stems: tuple[str, ...]) -> list[str]:
+    """Return the names of files for a network's weights, or an index of their shards. The first that exists counts."""
+    return [stem + ending for ending in (*ENDINGS, *_INDICES) for stem in stems]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -38,7 +51,7 @@ class Part:
     rows: tuple[Row, ...]
     folder: str
     single: tuple[str, ...]
-    stems: tuple[str, ...] = ("diffusion_pytorch_model",)
+    stems: tuple[str, ...] = _DIFFUSERS
     inside: tuple[str, ...] = ("",)
 
     @cached_property
@@ -86,7 +99,7 @@ def parts(config: ModelConfig) -> tuple[Part, ...]:
 def _text(k: int, config: TextConfig, where: str) -> Part:
     number, clip = f"_{k + 1}" if k else "", f"{where}.transformer."
     single = (f"{where}.model.",) if config.openclip else (f"{clip}text_model.", clip)
-    names, title = ("model", "pytorch_model"), f"text encoder{number.replace('_', ' ')}"
+    names, title = _TRANSFORMERS, f"text encoder{number.replace('_', ' ')}"
     rows, folder = tuple(tables.text(config)), f"text_encoder{number}"
     return Part(f"text{number}", title, config, rows, folder, single, names, ("text_model.", ""))
 

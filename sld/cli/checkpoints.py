@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sld.checkpoints.kinds import require_whole
+from sld.checkpoints.hub import located
 from sld.choices import DType
 from sld.cli.options import CheckpointOptions
 from sld.cli.parser import Command, argument, group, option
@@ -26,7 +26,7 @@ FILES = frozenset(
 class InspectOptions:
     """Options of `sld inspect`."""
 
-    path: Path = argument("single file or diffusers folder")
+    path: Path = argument("single file, diffusers folder, or org/name[@revision][:file] on the hub")
     read_as: CheckpointOptions = group(CheckpointOptions())
     read_all: bool = option(False, "read all weights too, for seconds, and name those that are NaN or infinite")
 
@@ -47,7 +47,7 @@ class ConvertOptions:
         ValueError: the target is named like a file that is not written.
     """
 
-    source: Path = argument("what to convert: single file or diffusers folder")
+    source: Path = argument("what to convert: single file, diffusers folder, or a name on the hub")
     target: Path = argument("a .safetensors file for compvis, a folder for diffusers")
     read_as: CheckpointOptions = group(CheckpointOptions())
     dtype: DType | None = option(None, f"{said(DType)} (the source's)")
@@ -63,12 +63,12 @@ class ConvertOptions:
 
 def convert(options: ConvertOptions) -> None:
     """Write a checkpoint in the format that the target's name implies."""
-    require_whole(options.source)
+    source = located(options.source)
     from sld.checkpoints import convert
 
     format = "compvis" if options.target.suffix.lower() == SINGLE else "diffusers"
     convert(
-        options.source,
+        source,
         options.target,
         format,
         dtype=torch_dtype(options.dtype),

@@ -66,7 +66,9 @@ class ModelOptions:
         ValueError: `winograd` is set with half precision.
     """
 
-    checkpoint: Path | None = option(None, "single file or diffusers folder (the embedded model)")
+    checkpoint: Path | None = option(
+        None, "single file, diffusers folder, or org/name[@revision][:file] on the hub (the embedded model)"
+    )
     read_as: CheckpointOptions = group(CheckpointOptions())
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt (the checkpoint's)")
     tokenization: Tokenization = option(

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sld.checkpoints.kinds import require_whole
+from sld.checkpoints.hub import located
 from sld.choices import HYPERPARAMETERS
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
 from sld.config import Defaults, ModelConfig
@@ -38,9 +38,7 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
         ValueError: the checkpoint is missing or does not match a model, the tokenizer is not whole, or the device
             cannot be used.
     """
-    if options.checkpoint is not None:
-        require_whole(options.checkpoint)
-    checkpoint = options.checkpoint or embedded_checkpoint()
+    checkpoint = embedded_checkpoint() if options.checkpoint is None else located(options.checkpoint)
     vocabulary = find_vocabulary(checkpoint, options.tokenizer)
     import torch
 

@@ -138,11 +138,6 @@ def test_a_part_of_a_folder_is_named_with_the_folder_to_give(path, says, made):
         inspect(made / path)
 
 
-def test_a_name_on_the_hub_gets_the_command_that_fetches_it():
-    with pytest.raises(CheckpointError, match="hf download org/name --local-dir FOLDER"):
-        inspect("org/name")
-
-
 @pytest.mark.parametrize(
     ("key", "kind"),
     [

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from sld.hub import SECONDS
 from sld.models.text import Tokenizer
 from sld.published import SD15
 from sld.testbed.vocabulary import write_tokenizer
@@ -65,7 +66,7 @@ def test_a_hub_that_is_not_there_is_asked_once(cache, monkeypatch):
 
     answer(monkeypatch, fail)
     refused(r"cannot be reached \(no route\)")
-    assert len(asked) == 1 and asked[0][0].startswith(constants.ENDPOINT) and asked[0][1] == hub.SECONDS <= 10
+    assert len(asked) == 1 and asked[0][0].startswith(constants.ENDPOINT) and asked[0][1] == SECONDS <= 10
 
 
 def test_a_hub_that_does_not_answer_is_waited_for_as_long_as_is_set(cache, monkeypatch):
