@@ -1,7 +1,7 @@
 """Checkpoints by their names on the hub: from a cache built by hand, and from a mirror on this machine.
 
-Mutants to try: a snapshot taken for whole whatever it lacks; a name taken for one on the hub though it is a path here;
-the revision left out; every file downloaded; the hub asked before the cache.
+Mutants seen to fail here: a snapshot taken for whole whatever it lacks, or without its shards; a name taken for one on
+the hub though it is a path here; the revision left out; every file downloaded; the hub asked before the cache.
 """
 
 import json
