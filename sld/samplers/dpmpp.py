@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sld.samplers.base import Sampler, map_columns
-from sld.samplers.grids import require_falling, require_steps
+from sld.samplers.grids import leading, linspace, require_falling, require_steps
 from sld.samplers.process import Estimate, Level
 from sld.samplers.schedule import Schedule
 
@@ -43,10 +43,12 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
 
     @classmethod
     def grid(cls, schedule: Schedule, steps: int, spacing: str) -> tuple[float, ...]:
-        if spacing == "trailing":
-            return super().grid(schedule, steps, spacing)
-        require_steps(steps, len(schedule) - 1)
-        return tuple(round(t) for t in super().grid(schedule, steps + 1, spacing)[:-1])
+        if spacing == "leading":
+            return leading(schedule, steps, beyond=1)
+        if spacing == "linspace":
+            require_steps(steps, len(schedule) - 1)
+            return tuple(round(t) for t in linspace(schedule, steps + 1)[:-1])
+        return super().grid(schedule, steps, spacing)
 
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0, karras: bool = False) -> DPMpp2M:

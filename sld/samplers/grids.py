@@ -14,27 +14,34 @@ Grid = Callable[[Schedule, int], tuple[float, ...]]
 """Function (schedule, steps) -> that many timesteps, falling, in [0, T - 1]."""
 
 
-def leading(schedule: Schedule, steps: int) -> tuple[int, ...]:
+def leading(schedule: Schedule, steps: int, beyond: int = 0) -> tuple[int, ...]:
     """Multiples of T // steps from 0, shifted by the schedule's offset, falling; the spacing of Stable Diffusion.
 
     Where steps do not divide T, a run starts late: at 958 for 30 steps, at 501 for 501. A warning says so.
 
+    Args:
+        schedule: the model's.
+        steps: number of timesteps.
+        beyond: further steps that the schedule is divided into. They would be the last ones, and are left out.
+
     Raises:
         ValueError: steps is not a whole number in [1, T], or the offset moves the first timestep past T - 1.
     """
-    require_steps(steps, len(schedule))
-    stride, rest = divmod(len(schedule), steps)
-    timesteps = tuple(k * stride + schedule.steps_offset for k in reversed(range(steps)))
+    require_steps(steps, len(schedule) - beyond)
+    parts = steps + beyond
+    stride, rest = divmod(len(schedule), parts)
+    timesteps = tuple(k * stride + schedule.steps_offset for k in reversed(range(beyond, parts)))
     if timesteps[0] >= len(schedule):
         raise ValueError(
             f"{steps} leading steps with offset {schedule.steps_offset} start at timestep {timesteps[0]}, the last of "
             f"the schedule is {len(schedule) - 1}: take fewer steps, or trailing ones"
         )
     if rest:
+        more = f" and {beyond} more, which this sampler leaves out" if beyond else ""
         warnings.warn(
-            f"{steps} leading steps do not divide the {len(schedule)} timesteps of the schedule: the run starts at "
-            f"{timesteps[0]}, although x is pure noise; take a divisor, such as "
-            f"{_divisor(len(schedule), steps)}, or trailing steps (--spacing trailing)",
+            f"the {len(schedule)} timesteps of the schedule do not divide into {steps} leading steps{more}: the run "
+            f"starts at {timesteps[0]}, although x is pure noise; take {_dividing(len(schedule), steps, beyond)} "
+            "steps, or trailing ones (--spacing trailing)",
             stacklevel=2,
         )
     return timesteps
@@ -78,8 +85,10 @@ def require_steps(steps: int, most: int) -> None:
         raise ValueError(f"steps must be a whole number from 1 to {most}; got {steps!r} (50 is usual)")
 
 
-def _divisor(number: int, near: int) -> int:
-    return min((k for k in range(1, number + 1) if number % k == 0), key=lambda k: abs(k - near))
+def _dividing(number: int, steps: int, beyond: int) -> int:
+    """Return the number of steps nearest to `steps` which, with those beyond, divides `number`."""
+    fit = (parts - beyond for parts in range(1 + beyond, number + 1) if number % parts == 0)
+    return min(fit, key=lambda count: abs(count - steps))
 
 
 def require_falling(schedule: Schedule, timesteps: Sequence[float]) -> None:

@@ -117,18 +117,21 @@ def test_the_ancestral_sampler_arrives_with_unit_variance_at_every_timestep(spac
     assert_close(power, torch.ones_like(power), **ALGORITHM)
 
 
-@pytest.mark.parametrize(("steps", "start", "near"), [(30, 958, 25), (501, 501, 500), (3, 667, 2)])
-def test_leading_steps_that_do_not_divide_the_schedule_start_late_with_a_warning(steps, start, near):
-    """Mutant seen to fail: no warning."""
-    message = (
-        rf"{steps} leading steps do not divide the 1000 .* starts at {start}, .* such as {near}, or trailing steps"
-    )
+@pytest.mark.parametrize(
+    ("kind", "steps", "start", "near"),
+    [(DDIM, 30, 958, 25), (DDIM, 501, 501, 500), (DDIM, 3, 667, 2), (DPMpp2M, 5, 831, 4), (DPMpp2M, 50, 951, 49)],
+)
+def test_leading_steps_that_do_not_divide_the_schedule_start_late_with_a_warning(kind, steps, start, near):
+    """It counts the steps that the user gives, also where the sampler divides into one more. Mutants seen to fail: no
+    warning; the step that is left out counted."""
+    message = rf"not divide into {steps} leading steps.* starts at {start}, .* take {near} steps, or trailing ones"
     with pytest.warns(UserWarning, match=message):
-        assert DDIM.leading(schedule(), steps).timesteps[0] == start
+        assert kind.leading(schedule(), steps).timesteps[0] == start
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        kind.leading(schedule(), near)
         assert DDIM.leading(schedule(), 50).timesteps[0] == 981
-        assert DDIM.trailing(schedule(), steps).timesteps[0] == 999
+        assert kind.trailing(schedule(), steps).timesteps[0] == 999
 
 
 @pytest.mark.parametrize("make", [DDIM.leading, PNDM.leading, Euler.leading, LMS.leading, DPMpp2M.leading])
