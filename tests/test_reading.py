@@ -1,8 +1,8 @@
 """One reader per kind of file: whatever editors and spreadsheets write is read, or named with its file and the remedy.
 
-Mutants to try here: str.splitlines for lines, a byte order mark kept, UTF-16 not looked for before UTF-8, zero
-bytes let through, keys of objects given twice, half a character let through or written raw, fields of a .tsv unquoted,
-`sep=` read as a header, a table of semicolons read as one column.
+Mutants seen to fail here: str.splitlines for lines, a byte order mark kept, UTF-16 not looked for, zero bytes let
+through, keys of objects given twice, half a character let through or written raw, fields of a .tsv unquoted, `sep=`
+read as a header, a table of semicolons read as one column.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_a_table_of_another_dialect_is_named(parse, text, problem):
 
 
 def test_every_command_reads_a_file_of_settings_alike(tmp_path):
-    """`--file`, sweeps and sidecars go through the same reader; Mutant: tomllib on bytes with a mark."""
+    """`--file`, sweeps and sidecars go through the same reader. Mutant seen to fail: tomllib on bytes with a mark."""
     from sld.cli.entry import COMMANDS
 
     path = written(tmp_path, codecs.BOM_UTF8 + b'prompts = "mini-i2p"\nfirst = 1\n[points.x]\nsteps = 3\n', "a.toml")
@@ -169,7 +169,7 @@ def test_every_command_reads_a_file_of_settings_alike(tmp_path):
     ],
 )
 def test_generate_reads_the_prompts_that_a_run_reads(tmp_path, name, content):
-    """Mutant: a reader of its own, which takes the mark for a part of the first prompt."""
+    """Mutant seen to fail: a reader of its own, which takes the mark for a part of the first prompt."""
     from sld.cli.generate import _prompts_of
 
     path = written(tmp_path, content, name)

@@ -56,7 +56,7 @@ def equal(a, b):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("name", CONTENTS)
 def test_what_torch_reads_is_read_to_the_bit(name, zipped, tmp_path):
-    """Killed by: strides or offsets dropped; an old file's storages one place on. To try: another dtype."""
+    """Killed by: strides or offsets dropped; an old file's storages one place on; another dtype."""
     if name.startswith("dtypes without") and not zipped:
         pytest.skip("torch cannot read what it writes here")
     path = tmp_path / "x.ckpt"
@@ -244,7 +244,7 @@ def test_a_view_that_leaves_its_storage_is_refused(offset, shape, stride, tmp_pa
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_files_of_changed_bytes_are_refused_or_read_as_torch_reads_them(zipped, tmp_path):
-    """To try: a record's size not compared with its tensor's."""
+    """Killed by: errors of other kinds than ValueError passed on."""
     content = {"state_dict": {f"layer.{k}": torch.randn(3, 2) for k in range(3)}, "epoch": 3}
     torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
     data = (tmp_path / "x.ckpt").read_bytes()

@@ -50,7 +50,7 @@ def training(**parameters):
     ],
 )
 def test_a_single_file_is_the_model_that_it_says(width, says, config, told_by, tmp_path):
-    """Mutants to try: each way of saying it passed over."""
+    """Mutants seen to fail: each way of saying it passed over."""
     found = examine(single(tmp_path, width, **says))
     assert (found.config, found.told_by) == (config, told_by)
     assert bool(found.assumed) == (width == 1024 and told_by == "shapes")
@@ -96,7 +96,7 @@ def made(tmp_path_factory):
 
 
 def test_sd_2_without_a_statement_is_assumed_aloud(made, tmp_path, monkeypatch):
-    """Generating was silent, and made noise of the 512-pixel models. Mutants to try: no warning."""
+    """Generating was silent, and made noise of the 512-pixel models. Mutant seen to fail: no warning."""
     monkeypatch.setattr(sld.checkpoints.examine.Checkpoint, "assumed", "v is assumed: give --config")
     with pytest.warns(UserWarning, match=r"model\.safetensors: v is assumed: give --config"):
         load(made / "model.safetensors")
@@ -221,7 +221,7 @@ def test_a_folder_that_has_only_a_variant_is_read(variant, made, tmp_path):
 
 
 def test_what_real_files_carry_besides_is_known_and_more_can_be_named(made, tmp_path):
-    """And what was named is recorded. Mutants to try: patterns searched instead of matched; not handed on."""
+    """And what was named is recorded. Mutants seen to fail: patterns searched instead of matched; not handed on."""
     extra = {
         key: torch.zeros(1)
         for key in (
@@ -246,7 +246,7 @@ def test_what_real_files_carry_besides_is_known_and_more_can_be_named(made, tmp_
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_weights_that_are_not_finite_are_named(number, dtype, made, tmp_path):
-    """Mutants to try: the sum not looked at. Sums that overflow are no reason."""
+    """Sums that overflow are no reason. Mutants seen to fail: the sum alone looked at, or no numbers at all."""
     tensors = {key: x.to(dtype) for key, x in load_file(made / "model.safetensors").items()}
     key = "model.diffusion_model.out.2.weight"
     tensors[key] = torch.full_like(tensors[key], 60000 if dtype == torch.float16 else 3e38)
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_are_named(number, dtype, made, tmp_path):
 
 
 def test_a_conversion_gives_the_same_bytes_every_time(made, tmp_path):
-    """Two entries of metadata came in an order that changed from run to run. Mutants to try: a second entry."""
+    """Two entries of metadata came in an order that changed from run to run. Mutant seen to fail: a second entry."""
     for k in range(6):
         convert(made / "model", tmp_path / f"{k}.safetensors", "compvis")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

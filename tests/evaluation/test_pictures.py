@@ -1,6 +1,6 @@
 """Pictures on disk: what is read as pixels, and what is refused by its file's name.
 
-Mutants to try here: grey pictures of 16 bits clipped, floats and pages read, only OSError caught, no bound of the
+Mutants seen to fail here: grey pictures of 16 bits clipped, floats and pages read, only OSError caught, no bound of the
 size, pixels not compared, a folder behind a link left out, links in circles followed, files left out without a word.
 """
 
