@@ -389,7 +389,8 @@ def _locate(there: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
     located = {name: column for name, column in (known | dict(columns)).items() if column is not None}
     if "prompt" not in located:
         raise ValueError(
-            f"there is no column 'prompt', there are {listed}: say which one it is as columns={{'prompt': …}}"
+            f"there is no column 'prompt', there are {listed}: say which one it is, as --columns prompt=NAME "
+            "(columns={'prompt': NAME})"
         )
     for column in there:
         if column not in located.values():
@@ -405,8 +406,10 @@ def _spelling(column: str) -> str:
 def _require_unlike(column: str, wanted: Mapping[str, Sequence[str]]) -> None:
     """Refuse a column whose name is nearly that of a field which the file lacks: its values would be passed over."""
     for field_, names in wanted.items():
+        spelling = _spelling(column)
         # short names have neighbours that are words of their own, such as seed and speed
-        if near := get_close_matches(_spelling(column), [name for name in names if len(name) > 6], n=1, cutoff=0.85):
+        close = get_close_matches(spelling, [name for name in names if len(name) > 6], n=1, cutoff=0.85)
+        if near := close or [name for name in names if spelling == f"{name}s"]:
             raise ValueError(
                 f"the column {column!r} is nearly {near[0]!r}: name it so, or say which one it is "
                 f"(--columns {field_}={column.strip()}); name it otherwise if it is something else"

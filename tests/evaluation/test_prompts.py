@@ -182,7 +182,7 @@ def test_a_column_that_is_spelled_exactly_so_comes_before_one_that_is_nearly_so(
     assert (row.prompt, row.seed, row.columns) == ("a fox", 3, {"Prompt": "other", "seed": "4"})
 
 
-@pytest.mark.parametrize("column", ["sd_sed", "sd_seeds", "guidance_scal", "categorys", "\u200bsd_seed"])
+@pytest.mark.parametrize("column", ["sd_sed", "sd_seeds", "seeds", "guidance_scal", "categorys", "\u200bsd_seed"])
 def test_a_column_that_is_nearly_a_known_one_is_refused_by_name(tmp_path, column):
     """Mutant: it is passed over, and every row gets another seed."""
     source = written(tmp_path / "a.csv", f"prompt,{column}\na fox,3\n")
