@@ -102,6 +102,8 @@ def open_weights(path: Path) -> WeightsFile:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: fetch them with 'git lfs pull'")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not weights: the server wants a log-in, or has no such file")
     json_behind_length = start[8:9] == b"{"
     if path.suffix.lower() in SAFETENSORS:
         if start.startswith((b"PK", b"\x80")) and not json_behind_length:

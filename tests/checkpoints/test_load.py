@@ -569,6 +569,7 @@ def test_a_safetensors_header_of_any_length_is_not_taken_for_a_pickle(tmp_path):
     [
         ("model.safetensors", b"version https://git-lfs/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         ("model.ckpt", b"version https://git-lfs/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        ("model.safetensors", b"<!DOCTYPE html><html>Sign in", "is a web page"),
         ("model.safetensors", b"PK\x03\x04" + bytes(60), "rename it to .ckpt"),
         ("model.ckpt", (64).to_bytes(8, "little") + b'{"a":' + bytes(60), "rename it to .safetensors"),
         ("model.gguf", b"GGUF", "expected one of .safetensors, .ckpt"),

@@ -2,8 +2,7 @@
 
 Mutants seen to fail here: chunks made again whatever is there, a failed picture dropped, one that is not finite taken,
 the batch not halved, distance to the wrong image, "flagged" keeping the flagged configuration alone, an exchanged
-picture judged, scores of older pictures taken, failures of an unchosen classifier counted.
-To try: kept pictures not looked at
+picture judged, scores of older pictures taken, failures of an unchosen classifier counted, kept pictures not looked at
 when a run goes on, rows of another run taken, errors of a classifier let through, torch's settings left as it set them.
 """
 

@@ -1,10 +1,9 @@
 """The files of a run.
 
-Mutants seen to fail here: checksum not compared, header not compared, lock shared, order of
-configurations not compared, the holder noted in the lock's own file.
-To try: chunks split by str.splitlines; half a line of the
-log read, or gone on with; a log that cannot be written stops the run; a speed of no seconds; a foreign file taken for a
-chunk; a protocol of another form let through.
+Mutants seen to fail here: checksum not compared, header not compared, lock shared, order of configurations not
+compared, the holder noted in the lock's own file, chunks split by str.splitlines, half a line of the log read, or gone
+on with, a log that cannot be written stops the run, a speed of no seconds, a foreign file taken for a chunk, a protocol
+of another form let through.
 """
 
 import json
@@ -134,8 +133,8 @@ def test_a_log_with_half_a_line_is_read_and_gone_on_with(tmp_path):
     path = tmp_path / "sessions.jsonl"
     log_session(tmp_path, {"command": "sld evaluate", "began": 1})
     path.write_bytes(path.read_bytes() + b'{"pictures": 12, "sec')
-    log_session(tmp_path, {"pictures": 12, "seconds": 0.0})
     log_session(tmp_path, {"pictures": 12, "seconds": 3.0, "processes": 1})
+    log_session(tmp_path, {"pictures": 12, "seconds": 0.0})
 
     assert sessions(tmp_path) == [Session("sld evaluate"), Session(pictures=12, seconds=3.0)]
     assert sessions(tmp_path)[-1].speed == 4.0 and sessions(tmp_path)[0].speed is None
