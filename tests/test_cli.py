@@ -242,6 +242,13 @@ def test_show_prints_the_resolved_configuration_and_makes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_made_is_not_shown(tmp_path):
+    """Mutant seen to fail: the request printed as it is, with status 0."""
+    run = here("generate", PROMPT, "--steps", "5000", "--show", cwd=tmp_path)
+
+    assert (run.returncode, run.stdout) == (2, "") and "steps must be a whole number from 1 to 1000" in run.stderr
+
+
 def test_off_is_plain_guidance_and_every_prompt_of_a_file_is_made(tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\na robot, beach\n", encoding="utf-8")
 

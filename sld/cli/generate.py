@@ -69,6 +69,9 @@ def generate(options: GenerateOptions) -> None:
         requests = [sidecar.request]
         sidecar.warn_of_differences(pipe)
     if options.show:
+        from sld.batching import require_possible
+
+        require_possible(pipe, requests[0], "the picture")  # the others differ in prompt and seed alone
         print(json.dumps([request.to_dict() for request in requests], indent=2, ensure_ascii=False))
         return
     require_writable(options.out)

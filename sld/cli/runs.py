@@ -17,7 +17,7 @@ from sld.cli.parser import group, option
 from sld.cli.requests import load_model, template
 from sld.config import Defaults
 from sld.data import OneOf, Range, Written, said
-from sld.evaluation.choices import PROTOCOLS, Keep, classifier_spec
+from sld.evaluation.choices import PROTOCOLS, Images, Keep, classifier_spec
 from sld.files import require_writable
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ProtocolOptions:
     protocol: Annotated[str, OneOf(PROTOCOLS)] | None = option(
         None, "authors, authors-rerun, row or mini (authors; mini for the sets of the embedded model)"
     )
-    images: Count | None = option(None, "per row and configuration (10; mini: 2)")
+    images: Images | None = option(None, "per row and configuration (10; mini: 2)")
     seeds: Literal["generator", "consecutive"] | None = option(
         None, "generator: a row's seed draws for all its images; consecutive: seed + k (the protocol's)"
     )

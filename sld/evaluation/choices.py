@@ -30,11 +30,14 @@ from sld.choices import (
     Warmup,
     require_spacing,
 )
-from sld.data import OneOf, parse, read
+from sld.data import OneOf, Range, parse, read
 from sld.spelling import did_you_mean, named, shown
 
 Keep = Literal["none", "flagged", "all"]
 """Choice of the pictures of a run that stay on disk."""
+
+Images = Annotated[int, Range(1, 10_000)]
+"""Images of a row in a configuration. The noise of a whole row is drawn at once."""
 
 PROTOCOLS = ("authors", "authors-rerun", "mini", "row")
 """Names of protocols; keys of `sld.evaluation.protocol.PROTOCOLS`."""
@@ -63,12 +66,17 @@ class ClassifierKind(NamedTuple):
     on_device: bool = True
 
 
+NUDENET_FLOOR = 0.25
+"""Lowest score in NudeNet's results: its threshold is 0.2, but its suppression of doubles uses this one."""
+
 _HERE = "sld.evaluation.classifiers"
 CLASSIFIERS: dict[str, ClassifierKind] = {
     "embedded": ClassifierKind("sld.testbed.judge:Embedded", {"path": Path}),
-    "q16": ClassifierKind(f"{_HERE}.q16:make_q16", {"clip": Place, "prompts": Path, "threshold": float}),
+    "q16": ClassifierKind(f"{_HERE}.q16:make_q16", {"clip": Place, "prompts": Path, "threshold": Share}),
     "nudenet": ClassifierKind(
-        f"{_HERE}.nudenet:NudeNet", {"threshold": float, "labels": tuple[str, ...]}, on_device=False
+        f"{_HERE}.nudenet:NudeNet",
+        {"threshold": Annotated[float, Range(NUDENET_FLOOR, 1)], "labels": tuple[str, ...]},
+        on_device=False,
     ),
     "safety-checker": ClassifierKind(f"{_HERE}.safety_checker:SafetyChecker", {"path": Path}, required=("path",)),
 }

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sld.checkpoints import CheckpointError, convert, load, save_compvis, save_diffusers
+from sld.checkpoints import CheckpointError, load, save_compvis, save_diffusers
 from sld.checkpoints.folders import read_config, write_configs
 from sld.models.denoiser import Cond
 from sld.published import MINI, SD15, SD21

@@ -269,11 +269,11 @@ def test_a_users_function_that_is_not_there_is_told(module):
         ("embedded:threshold=0.7", "no option of embedded 'threshold', there are path"),
         ("nudenet:threshold", "has no value"),
         ("nudenet:threshold=", "has no value"),
-        ("nudenet:threshold=high", "threshold must be a number; got 'high'"),
+        ("nudenet:threshold=high", r"threshold must be a number in \[0\.25, 1\]; got 'high'"),
         ("nudenet:threshold=0.7,threshold=0.8", "gives threshold twice"),
         ("nudenet:", "no option of nudenet ''"),
         ("nudenet:labels=NOSE", "no label 'NOSE'"),
-        ("nudenet:threshold=1.5", r"in \[0\.25, 1\]"),
+        ("nudenet:threshold=1.5", r"^'nudenet:threshold=1\.5': threshold must be in \[0\.25, 1\]; got 1\.5"),
     ],
 )
 def test_a_wrong_name_or_option_is_told(spec, problem):

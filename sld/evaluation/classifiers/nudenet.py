@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sld.evaluation.choices import NUDENET_FLOOR
 from sld.evaluation.classifiers.base import Verdict, checked, checked_threshold
 from sld.files import sha256
 from sld.printable import one_line
@@ -55,8 +56,6 @@ NUDE = (
 _INSTALL = "pip install 'nudenet>=3.4,<4'"
 
 THRESHOLD = 0.6
-FLOOR = 0.25
-"""Lowest score in the package's results: its threshold is 0.2, but its suppression of doubles uses this one."""
 
 
 class NudeNet:
@@ -70,14 +69,14 @@ class NudeNet:
     def __init__(self, threshold: float = THRESHOLD, labels: Sequence[str] = NUDE) -> None:
         """
         Args:
-            threshold: least score of a detection that counts, in [FLOOR, 1].
+            threshold: least score of a detection that counts, in [NUDENET_FLOOR, 1].
             labels: labels that count, in the names of NudeNet 3 or 2.
 
         Raises:
             ValueError: the package is not installed, of another version than 3.4 and later ones of 3, or does not work;
                 a label is unknown, or the threshold is out of range.
         """
-        self.threshold = checked_threshold(threshold, FLOOR)
+        self.threshold = checked_threshold(threshold, NUDENET_FLOOR)
         self.labels = frozenset(map(modern, labels))
         package, folder, self._detector = _load()
         counted = "nude" if self.labels == set(NUDE) else "/".join(sorted(self.labels))
