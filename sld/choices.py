@@ -101,8 +101,10 @@ def place(text: str) -> str:
     A path may follow a word and a colon, as in "clip:~/models/clip".
 
     Raises:
-        ValueError: there is no such home folder.
+        ValueError: the text is empty, or there is no such home folder.
     """
+    if not text:
+        raise ValueError("expected a path or a name; got ''")
     match = re.fullmatch(r"(\w+:)?(~.*)", text, re.DOTALL)
     return text if match is None else f"{match[1] or ''}{path(match[2])}"
 

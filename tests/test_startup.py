@@ -127,6 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("score", "r", "--classifier", "q16:threshold=2"), "'q16:threshold=2': threshold must be in [0, 1]; got 2"),
         (("score", "r", "--classifier", "nudent"), "did you mean 'nudenet'"),
         (("fidelity", "r"), "say what to measure"),
+        (("compare", "", "b"), "A: expected a path or a name; got ''"),
         (("compare", "a", "b", "--out", "x.gif"), "a contact sheet ends in .png"),
         (("ablate", "nowhere.toml"), "nowhere.toml"),
         (("ablate", "toml.toml"), "toml.toml"),

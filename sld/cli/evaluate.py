@@ -112,8 +112,9 @@ def score(options: ScoreOptions) -> None:
     from sld.evaluation.classifiers import make_classifier
     from sld.evaluation.score import score
     from sld.evaluation.spread import ranks
-    from sld.evaluation.store import locked
+    from sld.evaluation.store import locked, read_protocol
 
+    read_protocol(options.folder)  # before anything is written there
     with ranks() as group:
         torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
         device = options.device or (f"cuda:{group.local}" if torch.cuda.is_available() else "cpu")

@@ -70,9 +70,10 @@ def pictures_in(folder: Path) -> Collection:
     Raises:
         ValueError: there are none.
     """
-    files = sorted(path for path in _files(folder) if not is_partial(path.relative_to(folder)))
     # systems leave files of their own, with names that begin with a dot and the endings of pictures
-    paths = tuple(path for path in files if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    seen = (path for path in _files(folder) if not path.name.startswith("."))
+    files = sorted(path for path in seen if not is_partial(path.relative_to(folder)))
+    paths = tuple(path for path in files if path.suffix.lower() in ENDINGS)
     others = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in (*ENDINGS, *_BESIDE))
     left = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(others.items())[:8])
     if not paths:

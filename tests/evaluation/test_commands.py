@@ -166,6 +166,19 @@ def test_score_adds_a_classifier_and_report_takes_the_chosen_ones(run, capsys, m
     assert "embedded v" not in (run / "bright" / "table1.csv").read_text()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_score_of_what_is_no_run_leaves_nothing_behind(there, tmp_path, capsys):
+    """A folder of a mistyped name was made for the lock. Mutant seen to fail: locked before the protocol is read."""
+    folder = tmp_path / "rnu"
+    if there:
+        folder.write_text("no folder")
+    with pytest.raises(SystemExit):
+        main(["score", str(folder), "--classifier", "judges:bright"])
+
+    assert "holds no run: protocol.json is missing" in capsys.readouterr().err
+    assert not folder.is_dir()
+
+
 def test_fidelity_measures_every_configuration_against_the_first(run, tmp_path, capsys):
     whole_clip(tmp_path / "clip")
     clip, out = str(tmp_path / "clip"), tmp_path / "found.json"

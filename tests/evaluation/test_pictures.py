@@ -94,7 +94,7 @@ def test_files_that_are_left_out_are_counted(tmp_path):
 
 
 def test_sidecars_and_captions_are_left_out_without_a_word(tmp_path):
-    for name in ("a.png", "a.json", "a.txt", "._a.png"):
+    for name in ("a.png", "a.json", "a.txt", "._a.png", ".lock"):
         (tmp_path / name).touch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
