@@ -52,7 +52,7 @@ def test_classifiers_and_their_options(name):
 
 def test_runs():
     assert tuple(PROTOCOLS) == runs.PROTOCOLS
-    request = {field.name for field in fields(Request)} - {"prompt", "seed", "guidance"}
+    request = {field.name for field in fields(Request)} - {"prompt", "seed", "guidance", "start"}  # of single pictures
     assert {field.name for field in fields(runs.Settings)} == request | choices.HYPERPARAMETERS | {"preset"}
 
 
