@@ -141,7 +141,8 @@ def _vocabulary(
     """Return the vocabulary, if every token has the id that the merges give it, or is an added one behind them."""
     letters = list(LETTERS.values())
     ends = [letter + WORD_END for letter in letters]
-    tokens = list(dict.fromkeys([*letters, *ends, *map("".join, merges), START, END]))
+    made = dict.fromkeys([*letters, *ends, *map("".join, merges)])
+    tokens = list(dict.fromkeys([*made, *_fillers(ids, made), START, END]))
     stated = [*ids.items(), *added.items()]
     behind = dict(sorted((k, token) for token, k in stated if k >= len(tokens)))
     expected = {token: k for k, token in enumerate((*tokens, *behind.values()))}
@@ -158,6 +159,16 @@ def _vocabulary(
     if wrong := next((pair for pair in merges if not (pair[0] in expected and pair[1] in expected)), None):
         raise ValueError(f"{path}: {_short(wrong[0])} and {_short(wrong[1])} are merged, and are no tokens: {_AGAIN}")
     return Vocabulary(expected, tuple(merges), tuple(behind.values()), path.parent)
+
+
+def _fillers(ids: Mapping[str, int], made: Mapping[str, Any]) -> list[str]:
+    """Tokens before the start's that no merge makes, in order, if none of them ever could.
+
+    They fill a vocabulary up, and no text becomes one. If two tokens of `made` join to one of them, merges are lost.
+    """
+    others = [token for token, k in ids.items() if token not in made and k < ids.get(START, 0) and token != END]
+    lost = any(token[:i] in made and token[i:] in made for token in others for i in range(1, len(token)))
+    return [] if lost else sorted(others, key=ids.__getitem__)
 
 
 def _special_tokens(folder: Path) -> Iterator[tuple[Path, dict[str, str | None]]]:

@@ -1,7 +1,8 @@
 """A tokenizer's files are read whole, or refused by their name before anything slow happens.
 
 Mutants seen to fail here: ids not compared with the merges; tokens without an id; merges of what is no token; other
-merges in tokenizer.json; another padding left as it is; begin and end of other names; pointers of Git LFS read as text.
+merges in tokenizer.json; another padding left as it is; begin and end of other names; pointers of Git LFS read as text;
+lost merges taken for fillers.
 """
 
 import json
@@ -138,6 +139,21 @@ def test_added_tokens_follow_without_a_gap(folder):
         read_vocabulary(folder)
     (folder / "added_tokens.json").write_text('{"<fox>": 833}')
     assert read_vocabulary(folder).added == ("<fox>",)
+
+
+def test_tokens_that_no_merge_could_make_fill_a_vocabulary_up_and_lost_merges_do_not(folder):
+    def filled(ids):
+        words = sorted(ids, key=ids.__getitem__)
+        return {word: k for k, word in enumerate([*words[:-2], *(f"filler{n}" for n in range(50)), *words[-2:]])}
+
+    before = read_vocabulary(folder)
+    changed(folder, "vocab.json", filled)
+    after = read_vocabulary(folder)
+    assert after.merges == before.merges and len(after.ids) == len(before.ids) + 50
+    assert after.ids["<|endoftext|>"] == len(after.ids) - 1
+    (folder / "merges.txt").write_text("".join((folder / "merges.txt").read_text().splitlines(keepends=True)[:-9]))
+    with pytest.raises(ValueError, match="does not follow from the"):
+        read_vocabulary(folder)
 
 
 def test_a_folder_is_looked_for_with_the_checkpoint(folder, tmp_path):
