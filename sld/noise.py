@@ -27,7 +27,8 @@ class Noise:
 
     def draw(self) -> Tensor:
         """Return the next standard normal noise (b, c, h, w), float32, on the CPU."""
-        return torch.cat([torch.randn((1, *self._shape), generator=g) for g in self._generators])
+        drawn = [torch.randn((1, *self._shape), generator=g, dtype=torch.float32) for g in self._generators]
+        return torch.cat(drawn)
 
     def states(self) -> Tensor:
         """Return the state of each generator, (b, n), uint8."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
@@ -142,6 +146,28 @@ def reference_run(
         sld_mom_beta=config.momentum_beta,
     )
     return latents, made.images
+
+
+class Wide:
+    """A library in which float32 is float64."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, "float64" if name == "float32" else name)
+
+
+@contextmanager
+def in_float64(scheduler: type[Any]) -> Iterator[type[Any]]:
+    """Have a scheduler of diffusers, whose code names float32, compute in float64. It still draws noise in float32."""
+    module = sys.modules[scheduler.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, library in {"np": np, "torch": torch}.items():
+            patch.setattr(module, name, Wide(library))
+        if draw := getattr(module, "randn_tensor", None):
+            patch.setattr(module, "randn_tensor", lambda *a, **how: draw(*a, **how | {"dtype": torch.float32}).double())
+        yield scheduler
 
 
 class ReferenceUNet:

@@ -41,7 +41,8 @@ class Sampler(ABC, Generic[Table, State]):
         table: coefficients, one row per evaluation. Computed once, so that a compiled step holds no square roots.
         stochastic: whether `step` needs noise.
         begin: standard deviation of x before the first evaluation.
-        alpha_bar: (n,), of x at the evaluations where it is not the schedule's at `timesteps`, as with Karras' sigmas.
+        alpha_bar: (n,), of x at the evaluations, where the sampler's path says it; None for the schedule's table at
+            `timesteps`. The two differ for Karras' sigmas, and where the terminal SNR is 0 but sigma ends at 4096.
     """
 
     timesteps: tuple[float, ...]

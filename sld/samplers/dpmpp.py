@@ -78,8 +78,7 @@ class DPMpp2M(Sampler[Coefficients, DPMppState]):
             gain=-levels.signal[1:] * torch.expm1(-h),
         )
         dtype = schedule.alpha_bar.dtype
-        alpha_bar = path[:-1].to(dtype) if karras else None
-        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=alpha_bar)
+        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=path[:-1].to(dtype))
 
     def init(self, x: Tensor) -> DPMppState:
         return DPMppState(torch.zeros_like(x))

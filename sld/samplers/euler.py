@@ -43,9 +43,9 @@ class Euler(Sampler[Moves, NoHistory]):
             ValueError: the timesteps do not fall, or leave the schedule.
         """
         require_falling(schedule, timesteps)
-        if not karras:
-            return cls(tuple(timesteps[begun:]), moves(schedule, schedule.path_to_x0(timesteps[begun:]), eta=0))
-        visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
+        visited, path = tuple(timesteps), schedule.path_to_x0(timesteps)
+        if karras:
+            visited, path = schedule.karras(timesteps[0], timesteps[-1], len(timesteps))
         visited, path = visited[begun:], path[begun:]
         return cls(visited, moves(schedule, path, eta=0), alpha_bar=path[:-1].to(schedule.alpha_bar.dtype))
 
@@ -69,8 +69,9 @@ class EulerAncestral(Sampler[Moves, NoHistory]):
     @classmethod
     def at(cls, schedule: Schedule, timesteps: Sequence[float], begun: int = 0) -> EulerAncestral:
         require_falling(schedule, timesteps)
-        timesteps = timesteps[begun:]
-        return cls(tuple(timesteps), moves(schedule, schedule.path_to_x0(timesteps), eta=1), stochastic=True)
+        visited, path = tuple(timesteps[begun:]), schedule.path_to_x0(timesteps[begun:])
+        alpha_bar = path[:-1].to(schedule.alpha_bar.dtype)
+        return cls(visited, moves(schedule, path, eta=1), stochastic=True, alpha_bar=alpha_bar)
 
     def init(self, x: Tensor) -> NoHistory:
         return NoHistory()

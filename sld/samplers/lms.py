@@ -76,8 +76,7 @@ class LMS(Sampler[Coefficients, LMSState]):
         )
         exact = Coefficients(signal[1:] / signal[:-1], *(signal[1:, None] * weights).unbind(1))
         dtype = schedule.alpha_bar.dtype
-        alpha_bar = path[:-1].to(dtype) if karras else None
-        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=alpha_bar)
+        return cls(visited, map_columns(exact, lambda column: column.to(dtype)), alpha_bar=path[:-1].to(dtype))
 
     def init(self, x: Tensor) -> LMSState:
         return LMSState(*(torch.zeros_like(x) for _ in LMSState._fields))

@@ -1,6 +1,7 @@
 """What a diffusers folder states is honoured, or refused by file and key.
 
-Pictures are compared with those that diffusers' StableDiffusionPipeline makes of the same folder.
+Pictures are compared with those that diffusers' StableDiffusionPipeline makes of the same folder in float64, in which
+rounding hides no other cause.
 """
 
 import inspect
@@ -14,13 +15,15 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from reference import safe_pipeline
+from reference import in_float64, safe_pipeline
 
 import sld
 from sld.checkpoints import CheckpointError
 from sld.checkpoints.folders import read_config, write_configs
 from sld.checkpoints.parts import parts
 from sld.config import SAMPLERS
+from sld.noise import Noise
+from sld.samplers import Schedule
 from sld.testbed.vocabulary import write_tokenizer
 
 PNDM, DDIM, EULER = "PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"
@@ -33,21 +36,22 @@ LEADING, TRAILING, LINSPACE = ({"timestep_spacing": name} for name in ("leading"
 PLMS = {"skip_prk_steps": True}
 
 SCHEDULER = "scheduler/scheduler_config.json"
+CLOSE = {"rtol": 0, "atol": 1e-11}  # one method in other coordinates, in float64
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder as diffusers writes it, of tiny random parts; and these."""
+    """A folder as diffusers writes it, of tiny random parts; and these, in float64."""
     words = tmp_path_factory.mktemp("words")
     write_tokenizer(words)
     folder = tmp_path_factory.mktemp("made") / "model"
     pipe = safe_pipeline(words)
-    with torch.no_grad():  # attention less sharp than there, which would tell rounding apart
+    with torch.no_grad():  # attention less sharp than there, which would amplify our rounding in float32
         for weight in (weight for name, weight in pipe.unet.named_parameters() if "attn2" in name and "weight" in name):
             weight /= 8
     pipe = StableDiffusionPipeline(**{**pipe.components, "image_encoder": None}, requires_safety_checker=False)
     pipe.save_pretrained(folder)
-    return folder, pipe.components
+    return folder, pipe.to(torch.float64).components
 
 
 @pytest.fixture
@@ -67,19 +71,32 @@ def state(folder: Path, kind: str, changes: dict) -> None:
 
 
 def theirs(folder: Path, components: dict, steps: int = 4) -> torch.Tensor:
-    """The picture that diffusers makes, (3, h, w) in [0, 1]."""
+    """The picture that diffusers makes, (3, h, w) in [0, 1], computed in float64 from noise of float32."""
     kind = json.loads((folder / "model_index.json").read_text())["scheduler"][1]
-    scheduler = getattr(diffusers, kind).from_pretrained(folder / "scheduler")
-    pipe = StableDiffusionPipeline(**{**components, "scheduler": scheduler}, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    made = pipe("a fox", generator=torch.Generator().manual_seed(7), num_inference_steps=steps, output_type="pt")
-    return made.images[0]
+    noise = torch.Generator().manual_seed(7)
+    first = torch.randn(1, 4, 8, 8, generator=noise).double()
+    with in_float64(getattr(diffusers, kind)) as scheduler:
+        parts = {**components, "scheduler": scheduler.from_pretrained(folder / "scheduler")}
+        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe("a fox", latents=first, generator=noise, num_inference_steps=steps, output_type="pt").images[0]
 
 
-def ours(folder: Path, steps: int = 4) -> torch.Tensor:
+def ours(folder: Path, dtype: torch.dtype, steps: int = 4) -> torch.Tensor:
+    """Our picture, computed in a dtype from noise of float32."""
     pipe = sld.load(folder)
-    sampled = pipe.sample("a fox", 7, sampler=pipe.sampler(steps=steps), guidance=pipe.guidance("off", 7.5))
-    return (pipe.decode(list(sampled)[-1].x)[0] / 2 + 0.5).clamp(0, 1)
+    pipe = replace(pipe, schedule=Schedule.from_config(pipe.config.schedule, dtype))
+    for network in (pipe.unet, pipe.vae, *pipe.texts):
+        network.to(dtype)
+    draw = Noise.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Noise, "draw", lambda noise: draw(noise).to(dtype))
+        torch.set_default_dtype(dtype)  # of fractional timesteps
+        try:
+            sampled = pipe.sample("a fox", 7, sampler=pipe.sampler(steps=steps), guidance=pipe.guidance("off", 7.5))
+            return (pipe.decode(list(sampled)[-1].x)[0] / 2 + 0.5).clamp(0, 1)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 ACCEPTED = [
@@ -96,6 +113,7 @@ ACCEPTED = [
     (EULER, {**ZERO, **TRAILING}, "euler"),
     (EULER, {**KARRAS, "num_train_timesteps": 500}, "euler-karras"),
     (ANCESTRAL, {**V, **TRAILING}, "euler-ancestral"),
+    (ANCESTRAL, {**ZERO, **TRAILING}, "euler-ancestral"),
     (LMS, LEADING, "lms"),
     (LMS, {**KARRAS, **V}, "lms-karras"),
     (DPM, {**LEADING, "lower_order_final": False, "lambda_min_clipped": float("-inf")}, "dpmpp-2m"),
@@ -107,15 +125,17 @@ ACCEPTED = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "changes", "sampler"), ACCEPTED, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_folder_makes_diffusers_picture_and_so_does_the_folder_made_of_it(kind, changes, sampler, made, folder):
-    """Mutants seen to fail: spacing, Karras' sigmas, zero SNR, betas, the end or v's history not read; x begun at 1."""
+    """Mutants seen to fail: spacing, Karras' sigmas, zero SNR, betas, the end or v's history not read; x begun at 1;
+    levels of x taken from the schedule's table, in which the terminal SNR is 0, while x goes on from sigma = 4096.
+    """
     state(folder, kind, changes)
     picture = theirs(folder, made[1])
-    close = {"rtol": 0, "atol": 1e-3 if changes.get("rescale_betas_zero_snr") else 5e-5}
     assert read_config(folder).defaults.sampler == sampler
-    torch.testing.assert_close(ours(folder), picture, **close)
+    torch.testing.assert_close(ours(folder, torch.float64), picture, **CLOSE)
+    torch.testing.assert_close(ours(folder, torch.float32).double(), picture, rtol=0, atol=2e-5)
     write_configs(folder.with_name("again"), read_config(folder))
     assert read_config(folder.with_name("again")).schedule == read_config(folder).schedule
-    torch.testing.assert_close(theirs(folder.with_name("again"), made[1]), picture, **close)
+    torch.testing.assert_close(theirs(folder.with_name("again"), made[1]), picture, **CLOSE)
 
 
 REFUSED = [
