@@ -67,11 +67,16 @@ class Checkpoint:
             if part.key not in self.files:
                 expected = f"{part.stems[0]}.safetensors (or {', '.join(ENDINGS[1:])}, or shards with an index)"
                 lines.append(f"there are no weights of the {part.title}: expected {part.folder}/{expected}")
-            elif not self.matches[part.key].key_maps:
-                if part.key == "unet" and self.averaged:
-                    lines.append("the file holds the averaged UNet alone: --use-ema (use_ema=True) reads it")
-                else:
-                    lines.append(f"the file holds no {part.title}: use a checkpoint that has all parts of the model")
+        lost = [part for part in self.parts if part.key in self.files and not self.matches[part.key].key_maps]
+        held = [part for part in self.parts if self.format == "compvis" and part not in lost]
+        if lost and lost[0].key == "unet" and self.averaged:
+            lines.append("the file holds the averaged UNet alone: --use-ema (use_ema=True) reads it")
+            lost = lost[1:]
+        if lost:
+            only = f", only the {' and the '.join(part.title for part in held)}" if held else ""
+            more = ", or copy what is missing from one into this file, under the same keys" if held else ""
+            none = " and no ".join(part.title for part in lost)
+            lines.append(f"the file holds no {none}{only}: use a checkpoint that has all parts of the model{more}")
         found = {part: m for part, m in self.matches.items() if m.key_maps}
         missing = [f"{part}.{key}" for part, m in found.items() for key in m.missing]
         differing = [

@@ -9,8 +9,13 @@ from pathlib import Path
 
 from sld.checkpoints.remap import CheckpointError
 
-_KINDS: dict[str, str] = json.loads(Path(__file__).with_name("kinds.json").read_text())
-"""Patterns of whole keys by what a file with such a key is, and what to do. The first that fits counts."""
+_KINDS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("kinds.json").read_text())
+"""Patterns of whole keys by what a file with such a key is, and what to do. The first that fits counts.
+
+Those under "part" count where the file holds no second part of a model.
+"""
+
+_PLACES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 
 _PARTS = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder", "scheduler": "scheduler"}
 _PARTS |= {"tokenizer": "tokenizer", "safety_checker": "safety checker"}
@@ -19,7 +24,9 @@ _PARTS |= {"tokenizer": "tokenizer", "safety_checker": "safety checker"}
 def kind_of(keys: Iterable[str]) -> str | None:
     """Return what a file with these keys is, in words with the next step; None if nobody knows."""
     keys = list(keys)
-    return next((kind for kind, pattern in _KINDS.items() if any(re.fullmatch(pattern, key) for key in keys)), None)
+    several = sum(any(key.startswith(place) for key in keys) for place in _PLACES) > 1
+    kinds = _KINDS["any"] if several else _KINDS["any"] | _KINDS["part"]
+    return next((kind for kind, pattern in kinds.items() if any(re.fullmatch(pattern, key) for key in keys)), None)
 
 
 def require_whole(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What single files say of themselves is heard, and what is no whole checkpoint is named."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -112,6 +113,30 @@ def test_an_averaged_unet_alone_is_named_and_read_when_asked_for(made, tmp_path)
         load(tmp_path / "ema.safetensors", TINY1)
     convert(tmp_path / "ema.safetensors", tmp_path / "b.safetensors", "compvis", config=TINY1, use_ema=True)
     assert same(load_file(tmp_path / "b.safetensors"), load_file(made / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (
+            ("model.diffusion_model.",),
+            "no autoencoder and no text encoder, only the UNet: use .* or copy what is missing",
+        ),
+        (("first_stage_model.", "cond_stage_model."), "no UNet, only the autoencoder and the text encoder: use"),
+        ((), "no UNet and no autoencoder and no text encoder: use .* parts of the model$"),
+    ],
+)
+def test_a_file_without_some_parts_says_what_it_holds_and_what_to_do(kept, says, made, tmp_path):
+    """A UNet alone was said to hold no autoencoder, and a model of an unknown size to be a UNet alone.
+
+    Seen to fail: no word of what is there; parts named where there are several.
+    """
+    tensors = {k: x for k, x in load_file(made / "model.safetensors").items() if k.startswith(kept)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert re.search(f"the file holds {says}", examine(tmp_path / "a.safetensors", TINY1).problems()[0])
+    if len(kept) > 1:
+        with pytest.raises(CheckpointError, match="not recognized as Stable Diffusion 1, 2 or XL"):
+            examine(tmp_path / "a.safetensors")
 
 
 def test_a_model_may_be_told_by_a_file_in_json(made, tmp_path):
