@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from sld import checkpoints
 from sld.checkpoints.hub import located
+from sld.checkpoints.loading import load_matched, matched
 from sld.config import ModelConfig, Numerics, Tokenization
 from sld.data import path as path_of
 from sld.devices import usable
@@ -63,15 +63,11 @@ def load(
     checkpoint = embedded_checkpoint() if path is None else located(path)
     if not isinstance(tokenizer, Vocabulary):
         tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else path_of(tokenizer))
-    parts = checkpoints.load(
-        checkpoint,
-        config,
-        dtype=dtype,
-        device="cpu" if offload else device,
-        use_ema=use_ema,
-        ignore=ignore,
-    )
+    found = matched(checkpoint, config, use_ema, ignore)
+    # what is wrong with the tokenizer is said before the weights are read, which takes long
     vocabulary = tokenizer or read_vocabulary(hub_tokenizer())
+    tokenizers = tuple(Tokenizer(vocabulary, text, tokenization) for text in found.config.texts)
+    parts = load_matched(found, dtype, "cpu" if offload else device)
     parts.unet.to(device)
     if parts.config.vae.upcast and parts.vae.dtype == torch.float16:
         parts.vae.float()
@@ -84,7 +80,7 @@ def load(
         unet=parts.unet,
         vae=parts.vae,
         texts=parts.texts,
-        tokenizers=tuple(Tokenizer(vocabulary, text, tokenization) for text in parts.config.texts),
+        tokenizers=tokenizers,
         schedule=Schedule.from_config(parts.config.schedule).to(device),
         source=parts.source,
         numerics=numerics,

@@ -37,6 +37,7 @@ class Checkpoint:
         unmatched: keys that belong to no part and no known leftover.
         dropped: keys of known leftovers, by the leftover's name.
         averaged: whether there is an averaged UNet beside the last one.
+        ignored: regular expressions of keys that were left out because the user said so.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Checkpoint:
     unmatched: tuple[str, ...]
     dropped: Mapping[str, tuple[str, ...]]
     averaged: bool
+    ignored: tuple[str, ...] = ()
 
     @property
     def assumed(self) -> str:
@@ -182,6 +184,7 @@ def examine(
         unmatched=tuple(unmatched),
         dropped={name: tuple(keys) for name, keys in dropped.items()},
         averaged=averaged,
+        ignored=tuple(ignore),
     )
 
 

@@ -93,11 +93,31 @@ def load(
         CheckpointError: the checkpoint is missing, damaged, would run code, or does not match; names all mismatches. Or
             weights are not finite.
     """
+    return load_matched(matched(path, config, use_ema, ignore), dtype, device)
+
+
+def matched(
+    path: str | Path, config: ModelConfig | str | None = None, use_ema: bool = False, ignore: Sequence[str] = ()
+) -> Checkpoint:
+    """Return an examined checkpoint that can be loaded. What was assumed of it is a warning. No weight is read.
+
+    Raises:
+        CheckpointError: see `load`, but for weights that are not finite.
+    """
     checkpoint = examine(path, config, use_ema, ignore)
     if checkpoint.problems():
         raise checkpoint.error()
     if checkpoint.assumed:
-        warnings.warn(f"{path}: {checkpoint.assumed}", stacklevel=2)
+        warnings.warn(f"{path}: {checkpoint.assumed}", stacklevel=3)
+    return checkpoint
+
+
+def load_matched(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device) -> Parts:
+    """Load the networks of a checkpoint that `matched` returned; `dtype` and `device` as in `load`.
+
+    Raises:
+        CheckpointError: weights are not finite.
+    """
     with torch.device("meta"), _Unwritten():
         networks = {part.key: _BUILD[type(part.config)](part.config) for part in checkpoint.parts}
     for key, network in networks.items():
@@ -112,7 +132,7 @@ def load(
             checkpoint.path,
             checkpoint.format,
             tuple(dict.fromkeys(path for file in checkpoint.files.values() for path in file.holders)),
-            tuple(ignore),
+            checkpoint.ignored,
         ),
     )
 

@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY1, modules, same, states
 
 import sld
+from sld import loading
 from sld.checkpoints import CheckpointError, convert, inspect, load, save_compvis, save_diffusers
 from sld.checkpoints.examine import examine
 from sld.checkpoints.statements import AVERAGED, CROSS_ATTENTION
 from sld.config import ModelConfig
 from sld.published import SD15, SD15_V, SD21, SD21_BASE
+from sld.testbed.vocabulary import write_tokenizer
 
 SPEC = {"modelspec.architecture": "stable-diffusion-v2-512", "modelspec.resolution": "512x512"}
 
@@ -137,6 +139,21 @@ def test_a_file_without_some_parts_says_what_it_holds_and_what_to_do(kept, says,
     if len(kept) > 1:
         with pytest.raises(CheckpointError, match="not recognized as Stable Diffusion 1, 2 or XL"):
             examine(tmp_path / "a.safetensors")
+
+
+def test_a_tokenizer_that_is_missing_or_another_models_is_told_before_the_weights_are_read(made, tmp_path, monkeypatch):
+    """And what is wrong with the checkpoint before that. Seen to fail: each of the three a line later."""
+    monkeypatch.setattr(loading, "load_matched", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(loading, "hub_tokenizer", lambda: tmp_path / "words")
+    write_tokenizer(tmp_path / "words")
+    save_file(load_file(made / "model.safetensors"), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="expects 40"):
+        sld.load(tmp_path / "a.safetensors", TINY1)
+    shutil.rmtree(tmp_path / "words")
+    with pytest.raises(ValueError, match="there is no such folder for a tokenizer"):
+        sld.load(tmp_path / "a.safetensors", TINY1)
+    with pytest.raises(CheckpointError, match="does not match"):
+        sld.load(tmp_path / "a.safetensors", SD15)
 
 
 def test_a_model_may_be_told_by_a_file_in_json(made, tmp_path):
