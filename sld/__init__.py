@@ -4,10 +4,9 @@
 `import sld` loads no torch.
 """
 
-from typing import TYPE_CHECKING
-
 from sld.lazy import on_first_use
 
+TYPE_CHECKING = False  # typing itself is not imported here: before `sld.__main__` runs, Ctrl-C ends in a traceback
 if TYPE_CHECKING:
     from sld.guidance import PRESETS, SafeLatentGuidance, SLDConfig
     from sld.loading import load

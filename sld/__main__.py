@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from types import FrameType
+
+TYPE_CHECKING = False  # see `sld`
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def main() -> None:
@@ -26,10 +28,11 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 sys.stdout.flush()
                 print("sld: interrupted; what is finished is on disk", file=sys.stderr, flush=True)
-            os._exit(130)
+            finally:  # also where an output is closed
+                os._exit(130)
         frame = frame.f_back
     raise KeyboardInterrupt
 

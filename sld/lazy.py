@@ -1,7 +1,10 @@
 """Names of a package that are looked up on first use, so that importing the package imports none of its modules."""
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from __future__ import annotations
+
+TYPE_CHECKING = False  # see `sld`
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
@@ -11,6 +14,8 @@ def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], obje
         package: its name, for messages.
         homes: the module of every name.
     """
+
+    from importlib import import_module
 
     def look_up(name: str) -> object:
         if name not in homes:

@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 from PIL import Image
 
-from sld.cli.naming import slug, there, write_beside, write_new
+from sld.cli.naming import slug, there, write_beside, write_new, write_once
 
 PICTURE = Image.new("RGB", (4, 4), "white")
 
@@ -117,3 +117,10 @@ def test_files_that_belong_together_get_one_number(tmp_path):
     assert write_beside(write, figure) == (figure,)
     assert write_beside(write, figure, trace) == (tmp_path / "a-3.png", tmp_path / "b.tar-3.csv")
     assert trace.read_text() == "old" and len(names(tmp_path)) == 6
+
+
+def test_a_text_is_written_once_and_replaces_no_other(tmp_path):
+    """As JSON of `sld fidelity`, which replaced what was there. Seen to fail: replaced; the same text written anew."""
+    path = tmp_path / "a.json"
+    assert [write_once(text, path).name for text in ("one", "two\r\n", "one", "two\r\n")] == ["a.json", "a-2.json"] * 2
+    assert path.read_text() == "one" and names(tmp_path) == ["a-2.json", "a.json"]

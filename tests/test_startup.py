@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 PROMPT = "a fox"
+ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys
 from sld.cli import main
@@ -165,3 +166,12 @@ def test_help_and_inspection_import_no_torch(folder):
     torch.save(load_file(embedded_checkpoint()), folder / "pickled.ckpt")
     status, _, imported = started("inspect", str(folder / "pickled.ckpt"), "--config", "mini", folder=folder)
     assert (status, imported) == (0, "False False")
+
+
+def test_next_to_nothing_is_imported_before_an_interruption_is_heard():
+    """Until then Ctrl-C ends in Python's traceback. Seen to fail: typing imported by the package."""
+    program = "import sys, sld.__main__; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    found = {*ran.stdout.split()}
+    assert {name for name in found if name.startswith("sld")} == {"sld", "sld.__main__", "sld.lazy"}
+    assert not found & {"typing", "contextlib", "pathlib", "re"}

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sld.choices import Count, Device, Place
+from sld.cli.naming import write_once
 from sld.cli.parser import Command, argument, option
+from sld.files import require_writable, to_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ class FidelityOptions:
         None, "of CLIP score and distance: a folder, or a name in the hub's cache", metavar="MODEL"
     )
     device: Device | None = option(None, "where networks compute (cuda where there is one)")
-    out: Path | None = option(None, "the same as JSON", metavar="FILE")
+    out: Path | None = option(None, "the same as JSON; a name that is taken gets a number", metavar="FILE")
 
     def __post_init__(self) -> None:
         if self.features is None and self.clip is None:
@@ -55,7 +57,6 @@ def measure(options: FidelityOptions) -> None:
     from sld.evaluation.features import load_extractor
     from sld.evaluation.fidelity import fidelity
     from sld.evaluation.summaries import distances
-    from sld.files import write_json
 
     measured = collections(options.pictures)
     reference = None
@@ -65,15 +66,17 @@ def measure(options: FidelityOptions) -> None:
             raise ValueError(f"{options.pictures} is one set of pictures: name another one that it is compared with")
     if options.clip is not None and measured[0].source is None:
         raise ValueError(f"{options.pictures} is no run: --clip needs a run, which has the prompts")
+    if options.out is not None:
+        require_writable(options.out.parent)
     torch.set_num_threads(1)  # as in evaluate: with more threads results are rounded differently
     device = usable(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     extractor = None if options.features is None else load_extractor(options.features, device)
     clip = None if options.clip is None else _clip(options.clip, device)
     with tqdm(unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar:
         found = fidelity(measured, reference, extractor, clip, options.subset_size, bar.update)
-    if options.out is not None:
-        write_json(options.out, found)
     print(distances(found))
+    if options.out is not None:
+        print(write_once(to_json(found), options.out))
 
 
 def _clip(model: str, device: torch.device) -> tuple[CLIPEmbedder, CLIPTexts]:

@@ -9,7 +9,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sld.files import whole_together
+from sld.files import whole, whole_together
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,6 +95,25 @@ def write_beside(write: Callable[..., object], *paths: Path) -> tuple[Path, ...]
             return numbered
         except FileExistsError:
             continue
+    raise AssertionError("paths do not end")
+
+
+def write_once(text: str, path: Path) -> Path:
+    """Write a text under its name, or, if another text has it, with the first free number, and return the path.
+
+    Where the same text is already there, it stays and its path is returned.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    for numbered in _numbered(path):
+        try:
+            with whole(numbered, replace=False) as beside:
+                beside.write_bytes(text.encode())
+            return numbered
+        except FileExistsError:
+            if numbered.is_file() and numbered.read_bytes() == text.encode():
+                return numbered
     raise AssertionError("paths do not end")
 
 

@@ -183,7 +183,8 @@ def test_fidelity_measures_every_configuration_against_the_first(run, tmp_path, 
     whole_clip(tmp_path / "clip")
     clip, out = str(tmp_path / "clip"), tmp_path / "found.json"
     main(["fidelity", str(run), "--features", "embedded", "--subset-size", "2", "--clip", clip, "--out", str(out)])
-    table, _, protocol = capsys.readouterr().out.partition("\n{")
+    table, _, rest = capsys.readouterr().out.partition("\n{")
+    protocol, _, path = rest.rstrip().rpartition("\n")
     found = json.loads(out.read_text())
 
     assert list(found["collections"]) == ["off", "max", "negative"]
@@ -191,7 +192,7 @@ def test_fidelity_measures_every_configuration_against_the_first(run, tmp_path, 
     for name, line in zip(["max", "negative"], table.splitlines()[2:], strict=True):
         fid, score = found["collections"][name]["fid"], found["collections"][name]["clip_score"]["value"]
         assert line.split()[:3] == [name, "2", f"{fid:.4f}"] and f"{score:.4f} (" in line and fid > 0
-    assert json.loads("{" + protocol) == found["protocol"]
+    assert json.loads("{" + protocol) == found["protocol"] and path == str(out)
     assert found["protocol"]["reference"]["name"] == "off"
 
 
