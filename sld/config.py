@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from sld.data import Range, read
+from sld.reading import read_json
 from sld.spelling import named, shown
 
 Prediction = Literal["eps", "v"]
@@ -369,7 +369,9 @@ class ModelConfig:
         Raises:
             ValueError: a field is missing or unknown.
         """
-        if "size" in values:  # the first edition kept it here, and the sampler with the schedule
+        if (
+            isinstance(values, Mapping) and "size" in values
+        ):  # the first edition kept it here, and the sampler with the schedule
             schedule = {**values["schedule"]}
             defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
             values = {**values, "schedule": schedule, "defaults": defaults}
@@ -385,9 +387,10 @@ class ModelConfig:
             ValueError: there is no such file, or it does not hold such values; names it.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
-        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise ValueError(f"{path} is not the config of a model ({error})") from None
+            return cls.from_dict(read_json(Path(path)))
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            reason = str(error).removeprefix(f"{path} ")
+            raise ValueError(f"{path} is not the config of a model ({reason})") from None
 
 
 def _levels(kind: str, channels: tuple[int, ...]) -> int:

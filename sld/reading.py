@@ -30,6 +30,9 @@ _MARKS = (
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape in JSON that stands for half of a character."""
+
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """Separators of columns, and their names."""
 
@@ -59,6 +62,8 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError as error:
         said = encoding.upper()
         raise ValueError(f"is not {said}: {error.reason} at byte {len(mark) + error.start}; save it as UTF-8") from None
+    if text.startswith("version https://git-lfs"):
+        raise ValueError("is a Git LFS pointer, not the file: run 'git lfs pull' in its folder")
     if "\0" in text:
         raise ValueError("is no text, or UTF-16 without a byte order mark: it holds zero bytes; save it as UTF-8")
     return text
@@ -73,29 +78,33 @@ def lines(text: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------- JSON
 
 
-def read_json(path: Path) -> Any:
-    """Read the value of a JSON file.
+def read_json(path: Path, infinities: bool = False) -> Any:
+    """Read the value of a JSON file. `infinities` as in `parse_json`.
 
     Raises:
         ValueError: the file is no JSON, or no UTF-8; the message names it.
         OSError: it cannot be read.
     """
     try:
-        return parse_json(decode(path.read_bytes()))
+        return parse_json(decode(path.read_bytes()), infinities)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, infinities: bool = False) -> Any:
     """Return the value of a JSON text.
 
+    Args:
+        text: without a byte order mark.
+        infinities: whether NaN and infinities are read. JSON has none, but diffusers and others write them.
+
     Raises:
-        ValueError: it is no JSON, which has no NaN and no infinity, an object has a key twice, or a text is no Unicode.
-            The message goes on after the name of the file or the line.
+        ValueError: it is no JSON, an object has a key twice, or a text is no Unicode. The message goes on after the
+            name of the file or the line.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-        if "\\u" in text:  # an escape may stand for half a character, which no file can hold
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=None if infinities else _constant)
+        if _HALF.search(text):  # without its other half, which would make a text that no file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("holds half of a character, such as \\ud800 alone, which is no Unicode") from None

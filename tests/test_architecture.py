@@ -20,8 +20,8 @@ import sld
 
 ROOT = Path(sld.__file__).parent
 
-NAMES = ("spelling", "data", "config", "published", "choices")
-BOTTOM = ("arguments", "embedded", "files", "finite", "hub", "lazy", "printable", "reading", *NAMES)
+NAMES = ("spelling", "reading", "data", "config", "published", "choices")
+BOTTOM = ("arguments", "embedded", "files", "finite", "hub", "lazy", "printable", *NAMES)
 PARTS = ("models", "samplers", "guidance", "text", "checkpoints")
 PIPELINE = ("devices", "images", "noise", "starting", "image_to_image", "state", "step", "speed", "pipeline", "loading")
 REQUESTS = ("request", "batching")
@@ -29,7 +29,6 @@ CORE = (*BOTTOM, *PARTS, *PIPELINE, *REQUESTS)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("arguments", "embedded", "files", "finite", "hub", "lazy", "printable", "spelling"), ()),
-    "reading": ("spelling",),
     **{name: NAMES[:k] for k, name in enumerate(NAMES)},
     "models": (*BOTTOM, "text"),
     "samplers": BOTTOM,

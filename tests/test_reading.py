@@ -90,8 +90,10 @@ def test_lines_of_json_come_back_as_they_were(text):
         (r'{"prompt": "\ud83d"}', "half of a character"),
         ("[" * 100_000, "is no JSON that can be read"),
         ("9" * 5000, "is no JSON that can be read"),
+        ("[-Infinity]", "-Infinity is no number"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ],
-    ids=["cut", "twice", "half", "deep", "long"],
+    ids=["cut", "twice", "half", "deep", "long", "infinite", "pointer"],
 )
 def test_a_json_file_that_cannot_be_read_is_named(tmp_path, text, problem):
     path = written(tmp_path, text.encode(), "a.json")
@@ -99,6 +101,14 @@ def test_a_json_file_that_cannot_be_read_is_named(tmp_path, text, problem):
         read_json(path)
     assert str(caught.value).startswith(f"{path} ") and problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_infinities_of_other_programs_are_read_where_asked_for(tmp_path):
+    """As diffusers' lambda_min_clipped. Seen to fail: refused there; a key twice let through with them."""
+    path = written(tmp_path, codecs.BOM_UTF8 + b'{"a": [-Infinity, NaN]}', "a.json")
+    assert str(read_json(path, infinities=True)) == "{'a': [-inf, nan]}"
+    with pytest.raises(ValueError, match="the key 'a' stands twice"):
+        parse_json('{"a": Infinity, "a": 1}', infinities=True)
 
 
 def test_a_whole_character_from_two_escapes_is_read():

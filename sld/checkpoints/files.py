@@ -6,7 +6,6 @@ nothing. What a file holds is known without torch, which is imported when tensor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from sld.checkpoints.pickles import Odd, Stored, open_archive
 from sld.checkpoints.remap import CheckpointError
 from sld.files import whole
+from sld.reading import read_json
+from sld.spelling import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,12 +183,14 @@ def shard_names(index: Path) -> list[str]:
 def _places(index: Path) -> dict[str, str]:
     """The file of every tensor."""
     try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
-        names = sorted(set(places.values()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error!r}): fetch it again") from None
-    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index} names {wrong[0]!r}, expected the name of a file beside it")
+        content = read_json(index)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict):
+        raise CheckpointError(f"{index} is no index of shards, it has no table weight_map: fetch it again")
+    if wrong := [name for name in places.values() if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names {shown(wrong[0])}, expected the name of a file beside it: fetch it again")
     return places
 
 

@@ -17,6 +17,7 @@ from sld.checkpoints.remap import CheckpointError
 from sld.config import SAMPLERS, Defaults, ModelConfig, SamplerEntry, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sld.data import read
 from sld.published import CONFIGS
+from sld.reading import read_json
 from sld.spelling import did_you_mean
 from sld.text.vocabulary import read_pad
 
@@ -335,13 +336,13 @@ def _checked(path: Path, values: dict[str, Any], known: Mapping[str, Any], absen
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = read_json(path, infinities=True)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing: a diffusers folder has unet, vae, text_encoder and scheduler, each with its config"
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error})") from None
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, expected a table of names and values")
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, count
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sld.files import whole, whole_together
+from sld.reading import read_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,7 +138,7 @@ def _says(sidecar: Path, about: Mapping[str, Any]) -> bool:
 
 def _content(sidecar: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(sidecar)
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

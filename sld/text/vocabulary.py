@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from sld.reading import parse_json, read_text
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 WORD_END = "</w>"
@@ -226,21 +228,16 @@ def _list(values: Any, path: Path) -> list[Any]:
 def _json(path: Path) -> Any:
     text = _text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON, or cut ({error}): {_AGAIN}") from None
+        return parse_json(text, infinities=True)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}: {_AGAIN}") from None
 
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing, so that there is no whole CLIP tokenizer: {HOW}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}): {_AGAIN}") from None
-    if text.startswith("version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file: run 'git lfs pull' in its folder")
-    return text
 
 
 def _short(values: Any) -> str:

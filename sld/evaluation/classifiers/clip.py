@@ -284,7 +284,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
 
 def _read_config(path: Path, half: Half) -> CLIPVisionConfig | CLIPTextConfig:
     try:
-        values = read(Mapping[str, Any], read_json(path), str(path))
+        values = read(Mapping[str, Any], read_json(path, infinities=True), str(path))
         if f"{half}_config" in values or f"{half}_config_dict" in values:
             return getattr(CLIPConfig(**values), f"{half}_config")
         return {"vision": CLIPVisionConfig, "text": CLIPTextConfig}[half](**values)
