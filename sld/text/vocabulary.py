@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sld.reading import parse_json, read_text
+from sld.reading import lines, parse_json, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -90,8 +90,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         merges = _pairs(_list(model.get("merges"), whole), whole)
         found.append(_vocabulary(_ids(model.get("vocab"), whole), {**added, **further}, merges, whole))
     if words.exists() or pairs.exists() or not whole.exists():
-        ids, lines = _ids(_json(words), words), _text(pairs).removesuffix("\n").split("\n")
-        merges = _pairs((line for line in lines if line and not line.startswith("#version")), pairs)
+        ids = _ids(_json(words), words)
+        merges = _pairs((line for line in lines(_text(pairs)) if line and not line.startswith("#version")), pairs)
         found.append(_vocabulary(ids, added, merges, words))
     if found[0].merges != found[-1].merges:
         raise ValueError(f"{whole} and {pairs} hold different merges: remove the one that is not this checkpoint's")
