@@ -251,6 +251,7 @@ class Pipeline:
         shape = (batch, self.config.vae.latent, *self.config.latent_size(size))
         drawn, inpaints = Noise(seeds, shape[1:]), self.config.unet.inpaints
         begun = begin(start, shape, drawn, noise, sampler, self.schedule, self.vae, inpaints)
+        told = state is noise is start is None  # the seed alone tells how an image begins
         if state is None:
             x = begun.x
             state = SampleState(0, x, guidance.init(x), sampler.init(x), _random(drawn, sampler, batch))
@@ -266,7 +267,7 @@ class Pipeline:
         else:
             starts: Sequence[Hashable] = range(batch)  # a hook may part images that begin alike
             if between is None:
-                starts = list(zip(seeds, begun.keys(state.x), strict=True))
+                starts = seeds if told else list(zip(seeds, begun.keys(state.x), strict=True))
             phases = plan(guidance, texts, starts, len(timesteps), self.rows_at_once, reuse)
             invariant, cond = self.numerics == "invariant", self._encode_distinct(texts, shape[2:])
             evaluations = RowNetwork(self._keyed, cond, timesteps, phases, invariant, reuse).evaluations(state.i)

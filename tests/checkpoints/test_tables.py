@@ -132,7 +132,7 @@ def test_a_second_text_encoder_is_an_entry():
 
 def test_telling_names_and_shapes_loads_no_torch():
     code = (
-        "import sys; from sld.config import SD15; from sld.checkpoints.parts import parts; "
+        "import sys; from sld.published import SD15; from sld.checkpoints.parts import parts; "
         "[part.shapes for part in parts(SD15)]; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

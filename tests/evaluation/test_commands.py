@@ -109,7 +109,7 @@ def test_a_file_gives_settings_and_configurations_and_flags_override_it(tmp_path
         (["--categories", "violenc"], "violence"),
         (["--ids", "1-x"], "row ids are numbers"),
         (["--columns", "prompt"], "columns are pairs"),
-        (["--images", "0"], "images must be at least 1"),
+        (["--images", "0"], "--images must be in [1, 10000]; got 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--keep", "some"], "keep must be"),
         (["--sampler", "dimm"], "ddim"),
