@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": (*CORE, "plotting"),
     "explain": (*CORE, "plotting", "evaluation"),
     "ablation": (*CORE, "plotting", "evaluation"),
+    "adapters": CORE,
     "testbed": (*CORE, "plotting", "evaluation", "explain", "ablation"),
     "cli": (*CORE, "plotting", "evaluation", "explain", "ablation"),
     "__main__": ("cli",),
