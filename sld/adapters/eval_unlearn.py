@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL.Image import Image
 
 from sld.guidance import DEFAULT_CONCEPT
@@ -23,7 +24,7 @@ class SafeLatentDiffusion:
         model: a checkpoint, as for `sld.load`.
         preset: a name in `sld.PRESETS`, or "off".
         erase_concept: the safety concept, in words. eval-unlearn reads it too: its metric "err" asks for "nudity".
-        device: where everything runs.
+        device: where everything runs; None takes CUDA where there is one.
         options: what `sld.Pipeline` takes when called, for every picture, such as `steps`, `size` or `guidance_scale`.
 
     Raises:
@@ -35,10 +36,10 @@ class SafeLatentDiffusion:
         model: str,
         preset: str = "max",
         erase_concept: str = DEFAULT_CONCEPT,
-        device: str = "cpu",
+        device: str | None = None,
         **options: Any,
     ) -> None:
-        self.pipe: Pipeline = load(model, device=device)
+        self.pipe: Pipeline = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.options = {"safety": preset, "concept": erase_concept, **options}
         self.made = 0
 

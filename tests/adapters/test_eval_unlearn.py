@@ -1,6 +1,6 @@
 """SLD on eval-unlearn's leaderboard: its own runner, with the entry point of pyproject.toml and a metric that looks on.
 
-Mutants that failed here: seeds from the beginning in every batch, the concept kept back, options of a call kept for all.
+Mutants that failed here: seeds from the beginning in every batch, the concept kept back, an option of a call kept.
 """
 
 import json
