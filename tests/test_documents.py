@@ -17,14 +17,17 @@ import torch
 from documents import DOCUMENTS, ROOT, examples
 from PIL import Image
 
+import sld
+from sld.testbed.vocabulary import write_tokenizer
+
 FOLDERS = ("sld", "tests", "docs", "notebooks", "weights", "sweeps", "benchmarks", ".ci")
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=[str(d.relative_to(ROOT)) for d in DOCUMENTS])
 
 
-def run(blocks: list[str], name: str) -> dict[str, Any]:
-    """What is defined after the blocks have run one after another."""
-    space: dict[str, Any] = {"__name__": "example"}
+def run(blocks: list[str], name: str, **given: Any) -> dict[str, Any]:
+    """What is defined after the blocks have run one after another, with the names given from the beginning."""
+    space: dict[str, Any] = {"__name__": "example", **given}
     for block in blocks:
         exec(compile(block, name, "exec", dont_inherit=True), space)
     return space
@@ -51,6 +54,24 @@ def test_the_page_on_numerics_runs_as_it_stands(tmp_path, monkeypatch):
     assert torch.equal(blended[..., :8], clean[..., :8]) and not torch.equal(blended[..., 8:], clean[..., 8:])
     with pytest.raises(ValueError, match="numerics='reference', with which any network runs"):
         replace(made["theirs"], numerics="fast")
+
+
+def test_the_page_on_diffusers_runs_as_it_stands(tmp_path, monkeypatch):
+    """Its modular pipeline is a tiny Stable Diffusion 3; its stock one has the embedded model, as ours has."""
+    pytest.importorskip("diffusers")
+    from reference_modular import KINDS, modular
+
+    monkeypatch.chdir(tmp_path)
+    write_tokenizer(tmp_path / "words")
+    stock, blocks, *_ = KINDS["SD 3"]
+    pipe = modular(stock(tmp_path / "words"), blocks)
+    made = run(examples(ROOT / "docs" / "diffusers.md"), "diffusers.md", pipe=pipe)
+
+    options = {"safety": "strong", "concept": "unsafe, death", "steps": 10}
+    (ours,) = sld.load()("a bear in a graveyard", seeds=3, **options)
+    assert made["picture"].tobytes() == ours.tobytes()
+    assert made["latents"].isfinite().all() and made["again"].config == made["guider"].config
+    assert made["other"].num_conditions == 4
 
 
 @every_document

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from modular import NEGATIVE, PROMPTS, separate_run, xl_rows
 from PIL import Image
 from reference import SCHEDULERS, reference_run, safe_pipeline
+from reference_modular import NEGATIVE, PROMPTS, separate_run, xl_rows
 from reference_xl import xl_pipeline
 
 from sld.adapters.diffusers import GuidedUNet

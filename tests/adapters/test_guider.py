@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance as TheirGuidance
 from diffusers.modular_pipelines.modular_pipeline import BlockState
-from modular import KINDS, NEGATIVE, PROMPTS, STEPS, modular, separate_run
+from reference_modular import KINDS, NEGATIVE, PROMPTS, STEPS, modular, separate_run
 
 from sld.adapters.diffusers import RuleGuider
 from sld.guidance import (
