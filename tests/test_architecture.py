@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "explain": (*CORE, "plotting", "evaluation"),
     "ablation": (*CORE, "plotting", "evaluation"),
     "adapters": CORE,
-    "testbed": (*CORE, "plotting", "evaluation", "explain", "ablation"),
+    "testbed": (*CORE, "adapters", "plotting", "evaluation", "explain", "ablation"),
     "cli": (*CORE, "plotting", "evaluation", "explain", "ablation"),
     "__main__": ("cli",),
     "": CORE,  # sld/__init__.py, which imports when a name is asked for; everybody may import it for the version

@@ -66,7 +66,7 @@ class RuleGuider(BaseGuidance):
     ) -> None:
         super().__init__(enabled=enabled)
         self._factor = named("space", space, SPACES)
-        self.rule = from_data(rule, "RuleGuider") if isinstance(rule, Mapping) else rule
+        self.rule = rule if isinstance(rule, Guidance) else from_data(rule, "RuleGuider")
         require_usable(self.rule, space)
         # diffusers takes arguments without a name for defaults, which it would not load
         self.register_to_config(rule=to_data(self.rule), _use_default_values=[])

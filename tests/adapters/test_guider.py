@@ -1,6 +1,9 @@
 """Our rules as a guider in diffusers' modular pipelines, whole runs of them, against one call of the network per row.
 
-Mutants that failed here: MUTANTS
+Mutants that failed here: the concept's pooled text left as the prompt's, sizes taken from the recording, uncond and
+text swapped, the state kept from run to run, noise drawn from torch's own generator, idle rows evaluated, 1 - sigma and
+sigma swapped, no least 1 - sigma, a sign lost in x0, tokens taken for channels, rules in half precision, arguments
+without a name left out of the config, a list given to one image only, each refusal left out.
 """
 
 import json
@@ -272,6 +275,10 @@ def test_what_cannot_be_guided_is_refused(pipes):
         RuleGuider(Composed(SLD, (APG(),)), space="x0")
     with pytest.raises(ValueError, match="no space 'eps0', there are v, eps, x0"):
         RuleGuider(SLD, space="eps0")
+    guider = RuleGuider(SLD)
+    guider.set_state(0, 10, torch.tensor(1000.0))
+    with pytest.raises(ValueError, match="no unconditional text"):
+        guider.prepare_inputs({"tokens": (torch.ones(1), None)})
     with pytest.raises(ValueError, match="update_components"):
         RuleGuider(SLD).encode(sd3)
     xl.update_components(guider=(guider := RuleGuider(SLD, space="eps")))
