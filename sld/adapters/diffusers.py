@@ -91,7 +91,7 @@ class RuleGuider(BaseGuidance):
         prediction = pipe.scheduler.config.get("prediction_type", "flow_prediction")
         if self.config["space"] != "v" and prediction != "flow_prediction":
             raise ValueError(f"space={self.config['space']!r} is for flow models, this one has {prediction}: take 'v'")
-        own = {"negative_prompt": "", "num_inference_steps": 1, "generator": torch.Generator().manual_seed(0)}
+        own = {"negative_prompt": "", "generator": torch.Generator().manual_seed(0)}
         inputs = {name: value for name, value in own.items() if name in pipe.blocks.input_names} | inputs
         texts = self.texts
         try:
@@ -179,8 +179,8 @@ class GuidedUNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
         """Return the guided prediction (b, c, h, w) of latents (b, c, h, w), as diffusers' UNet without a dict does."""
-        if self.pipe.do_classifier_free_guidance:
-            raise ValueError("GuidedUNet guides by itself: run the pipeline with guidance_scale=1")
+        if getattr(self.pipe, "_guidance_scale", 7.5) > 1:
+            raise ValueError("GuidedUNet guides by itself: run the pipeline it was made for, with guidance_scale=1")
         if self.timesteps is not self.pipe.scheduler.timesteps:
             self.timesteps, self.i = self.pipe.scheduler.timesteps, 0
             self.run = Run(self.rule, int((self.timesteps <= timestep).sum()))

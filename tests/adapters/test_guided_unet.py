@@ -134,6 +134,9 @@ def test_a_warmup_counts_the_evaluations_of_the_run(safe):
 def test_what_would_guide_twice_or_not_at_all_is_refused(safe):
     pipe = stock(safe)
     pipe.unet = GuidedUNet(pipe, SafeLatentGuidance(CONFIG))
+    other = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(ValueError, match="the pipeline it was made for"):
+        run(other)
     with pytest.raises(ValueError, match="guidance_scale=1"):
         run(pipe, guidance_scale=7.5)
     with pytest.raises(ValueError, match="DynamicNegativeGuidance learns"):

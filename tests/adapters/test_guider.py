@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance as TheirGuidance
 from diffusers.modular_pipelines.modular_pipeline import BlockState
+from PIL import Image
 from reference_modular import KINDS, NEGATIVE, PROMPTS, STEPS, modular, separate_run
 
 from sld.adapters.diffusers import RuleGuider
@@ -162,6 +163,21 @@ def test_the_random_numbers_of_the_user_are_left_alone(pipes):
     before = torch.get_rng_state()
     guider.encode(pipe, **KINDS["SD 3"][-1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_from_a_picture_is_guided(pipes):
+    """encode goes as far as the network, although a few steps at this strength would be none."""
+    _, pipe = pipes["SDXL"]
+    picture = Image.new("RGB", (16, 16), "red")
+    inputs = {"image": picture, "strength": 0.3, "num_inference_steps": 7, "height": 16, "width": 16}
+    made = []
+    for rule in (SLD, ClassifierFreeGuidance(7.5)):
+        pipe.update_components(guider=(guider := RuleGuider(rule)))
+        guider.encode(pipe, image=picture)
+        noise = torch.Generator().manual_seed(1)
+        made.append(pipe(prompt=PROMPTS[0], generator=noise, output_type="latent", output="latents", **inputs))
+    assert made[0].shape == (1, 4, 8, 8)
+    assert torch.equal(*made), "two evaluations are all in the warm-up"
 
 
 def test_idle_rows_are_not_evaluated(pipes):
