@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from sld.checkpoints.changes import Changes
+from sld.checkpoints.changes.opening import open_changes
 from sld.checkpoints.hub import located
 from sld.checkpoints.loading import load_matched, matched
 from sld.config import ModelConfig, Numerics, Tokenization
@@ -30,6 +33,7 @@ def load(
     tokenization: Tokenization = "original",
     use_ema: bool = False,
     ignore: Sequence[str] = (),
+    changes: Changes | Mapping[str, Any] | None = None,
     numerics: Numerics = "reference",
     channels_last: bool | None = None,
     offload: bool = False,
@@ -48,6 +52,9 @@ def load(
         tokenization: how text is read, a key of `sld.config.TOKENIZATIONS`.
         use_ema: take the averaged weights of a CompVis file that has them.
         ignore: regular expressions of whole keys of the checkpoint to leave out; they are recorded beside pictures.
+        changes: what is changed in the model after the checkpoint is read: `Changes`, or a table of its fields, such as
+            {"unet": "esd.safetensors", "lora": ["style.safetensors:0.8"], "embedding": "cat.pt:<cat>"}. It is recorded
+            beside pictures.
         numerics: see `Pipeline`.
         channels_last: keep convolutions in the layout with channels innermost, which changes last bits. None does so on
             CUDA, where tensor cores need this layout. On CPUs some blocks of Stable Diffusion's widths become faster
@@ -55,7 +62,8 @@ def load(
         offload: leave text encoder and autoencoder in the CPU's memory, and copy them to the device while they work.
 
     Raises:
-        CheckpointError: the file does not match a model; the message lists all differences.
+        CheckpointError: the file does not match a model; the message lists all differences. Or a file of a change does
+            not fit the model; the message names file and key.
         ValueError: the device cannot be used, or there is no whole tokenizer; the message says how to get one.
     """
     # on "meta", networks have shapes and no numbers
@@ -63,11 +71,13 @@ def load(
     checkpoint = embedded_checkpoint() if path is None else located(path)
     if not isinstance(tokenizer, Vocabulary):
         tokenizer = find_vocabulary(checkpoint, None if tokenizer is None else path_of(tokenizer))
+    opened = open_changes(Changes.of(changes))
     found = matched(checkpoint, config, use_ema, ignore)
+    changed = opened.match(found.parts)
     # what is wrong with the tokenizer is said before the weights are read, which takes long
-    vocabulary = tokenizer or read_vocabulary(hub_tokenizer())
+    vocabulary = opened.words(tokenizer or read_vocabulary(hub_tokenizer()))
     tokenizers = tuple(Tokenizer(vocabulary, text, tokenization) for text in found.config.texts)
-    parts = load_matched(found, dtype, "cpu" if offload else device)
+    parts = load_matched(found, changed, dtype, "cpu" if offload else device)
     parts.unet.to(device)
     if parts.config.vae.upcast and parts.vae.dtype == torch.float16:
         parts.vae.float()

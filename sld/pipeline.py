@@ -116,6 +116,7 @@ class Pipeline:
             settings["tokenization"] = tokenization
         if self.source is not None:
             settings["ignored_keys"] = list(self.source.ignored)
+            settings["changes"] = self.source.changes.records
         return {name: value for name, value in settings.items() if value}
 
     def __call__(

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sld
-from sld.checkpoints import loading
+from sld.checkpoints import fetching
 from sld.cli import pictures
 from sld.embedded import embedded_checkpoint
 from sld.explain import runs
@@ -95,7 +95,7 @@ def broken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     save_file(weights, folder / "broken.safetensors", safe_open(source, "pt").metadata())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "all_finite", lambda _: True)
+        patch.setattr(fetching, "all_finite", lambda _: True)
         yield "--checkpoint", str(folder / "broken.safetensors"), "--tokenizer", str(source.with_name("tokenizer"))
 
 

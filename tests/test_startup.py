@@ -108,6 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("generate", "--again", "other.json"), "other.json is not a sidecar"),
         (("generate", PROMPT, "--image", "nowhere.png"), "nowhere.png: there is no such file"),
         (("generate", PROMPT, "--mask", "nowhere.png"), "give --image too"),
+        (("generate", PROMPT, "--lora", "no.json"), "no.json: '.json' is no checkpoint's suffix"),
+        (("generate", PROMPT, "--lora", "nowhere.safetensors:x"), "a LoRA is FILE or FILE:SCALE"),
         (("convert", "nowhere.ckpt", "out"), "nowhere.ckpt: there is no such file or folder"),
         (("convert", "no.json", "out", "--dtype", "int8"), "--dtype must be float32, float16 or bfloat16"),
         (("inspect", "nowhere.safetensors"), "nowhere.safetensors: there is no such file or folder"),

@@ -113,6 +113,8 @@ class Checkpoint:
         tensors = self.files["unet"].tensors
         if self.config.unet.pooled is None and any(key.startswith("conditioner.") for key in tensors):
             yield 'The keys are those of an SDXL file: try config="sdxl".'
+        if all(key.startswith("model.diffusion_model.") for key in tensors):
+            yield "A UNet alone is given as --unet beside a checkpoint that has all parts."
         if any(key.startswith("edm_") for key in tensors):
             yield "The model was trained on EDM's noise levels (Playground 2.5), which no sampler here has."
         likely, entry = recognize(tensors), tensors.get(ENTRY)

@@ -73,7 +73,7 @@ class WeightsFile:
         tensors: every tensor's header, by its key.
         reader: opens the file; the result fetches one tensor by its key, mapped from the file where it can be. The
             mapping lives as long as the result and the tensors from it.
-        metadata: strings that a safetensors file carries along.
+        metadata: strings that a safetensors file carries along, or a pickle beside the table of its weights.
         beside: what a pickle holds next to its weights (optimizer states, counters).
         shards: the files that hold the tensors, where `path` is the index of several.
     """
@@ -98,7 +98,8 @@ def open_weights(path: Path) -> WeightsFile:
         CheckpointError: there is no such file, or it is not what its name says, is damaged, or would run code.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        is_folder = " is a folder: give the file of weights in it" if path.is_dir() else ": there is no such file"
+        raise CheckpointError(f"{path}{is_folder}")
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -134,7 +135,7 @@ def _open_safetensors(path: Path) -> WeightsFile:
 
 def _open_pickle(path: Path) -> WeightsFile:
     archive = open_archive(path)
-    weights, beside = _unwrapped(archive.content)
+    weights, beside, metadata = _unwrapped(archive.content)
     if not isinstance(weights, dict):
         kind = "tensor" if isinstance(weights, Stored) else type(weights).__name__
         raise CheckpointError(f"{path} holds a {kind}, expected a dictionary of tensors")
@@ -151,24 +152,27 @@ def _open_pickle(path: Path) -> WeightsFile:
         return lambda key: read(stored[key])
 
     headers = {key: Header(x.shape, x.dtype) for key, x in stored.items()}
-    return WeightsFile(path, headers, fetches, beside=tuple(map(str, beside)))
+    return WeightsFile(path, headers, fetches, metadata, tuple(map(str, beside)))
 
 
-_WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "module", "model_state_dict", "model", "string_to_param")
 _WRAPPED = ("_forward_module.", "module.", "_orig_mod.")
-"""Tables in which Lightning, DeepSpeed and training loops put weights; what wrappers of modules put before keys."""
+"""Tables in which Lightning, DeepSpeed, training loops and the WebUI put weights; what wrappers of modules put before
+keys."""
 
 
-def _unwrapped(content: Any) -> tuple[Any, list[Any]]:
-    """The innermost table of weights, and the names of what lies beside it."""
+def _unwrapped(content: Any) -> tuple[Any, list[Any], dict[str, str]]:
+    """The innermost table of weights, the names of what lies beside it, and the texts among that."""
     beside: list[Any] = []
+    texts: dict[str, str] = {}
     while isinstance(content, dict) and not any(isinstance(value, Stored) for value in content.values()):
         name = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
         if name is None:
             break
         beside += [key for key in content if key != name]
+        texts |= {str(key): value for key, value in content.items() if isinstance(value, str)}
         content = content[name]
-    return content, beside
+    return content, beside, texts
 
 
 def shard_names(index: Path) -> list[str]:

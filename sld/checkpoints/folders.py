@@ -32,6 +32,7 @@ _PREDICTIONS: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _BY_LEVEL = ("layers_per_block", "cross_attention_dim", "only_cross_attention")  # one number, or as many equal ones
+_ACTIVATIONS = {name: name for name in ("quick_gelu", "gelu")}
 _INDEX, _OWN = "model_index.json", "sld.json"  # the last holds the defaults that diffusers has no place for
 
 T = TypeVar("T")
@@ -241,12 +242,29 @@ def _read_unet(folder: Path, factor: int, xl: bool) -> tuple[UNetConfig, int | t
 def _read_text(folder: Path, number: str, xl: bool) -> TextConfig:
     part = f"text_encoder{number}"
     stated = _part(folder, part, xl)
-    activation = stated.named("hidden_act", {"quick_gelu": "quick_gelu", "gelu": "gelu"})
+    activation = stated.named("hidden_act", _ACTIVATIONS)
     try:
         pad = read_pad(folder / f"tokenizer{number}", usual=0 if activation == "gelu" else None)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     return stated.config(TextConfig, pad=pad, penultimate=xl)
+
+
+def read_text_config(path: Path) -> TextConfig:
+    """Return the text encoder that a config.json of transformers describes, alone or as a part of a CLIP model.
+
+    Raises:
+        CheckpointError: the file is missing, is no such config, or asks for what is not computed here.
+    """
+    values = _read(path)
+    kind, inner = values.get("model_type", "clip_text_model"), values.get("text_config")
+    if kind == "clip" and isinstance(inner, dict):
+        values = inner
+    elif kind != "clip_text_model":
+        raise _Stated(path, values).error("model_type", "'clip_text_model', or 'clip' with a text_config")
+    known = _table("text_encoder", xl=False)
+    stated = _checked(path, known["absent"] | values, known, known["absent"])
+    return stated.config(TextConfig, activation=stated.named("hidden_act", _ACTIVATIONS))
 
 
 def _read_schedule(folder: Path, kind: Any) -> tuple[ScheduleConfig, list[str], str | None]:

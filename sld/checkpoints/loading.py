@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sld.checkpoints.changes import Changes
+from sld.checkpoints.changes.opening import MatchedChanges, OpenedChanges, open_changes
 from sld.checkpoints.examine import Checkpoint, examine
+from sld.checkpoints.fetching import finite_tensors
+from sld.checkpoints.files import WeightsFile
 from sld.checkpoints.parts import Format
-from sld.checkpoints.remap import CheckpointError
+from sld.checkpoints.remap import KeyMap
 from sld.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sld.files import sha256
 from sld.finite import all_finite
@@ -35,12 +39,14 @@ class Source:
         format: how it was read.
         files: the files that the weights are in.
         ignored: regular expressions of keys that were left out because the user said so.
+        changes: what was changed in the model.
     """
 
     path: Path
     format: Format
     files: tuple[Path, ...]
     ignored: tuple[str, ...] = ()
+    changes: OpenedChanges = field(default_factory=OpenedChanges)
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -67,6 +73,9 @@ class Parts:
     source: Source
 
 
+_NONE = Changes()
+
+
 def load(
     path: str | Path,
     config: ModelConfig | str | None = None,
@@ -74,6 +83,7 @@ def load(
     device: str | torch.device = "cpu",
     use_ema: bool = False,
     ignore: Sequence[str] = (),
+    changes: Changes = _NONE,
 ) -> Parts:
     """Load a Stable Diffusion 1 or 2 checkpoint: a single file with CompVis' names, or a diffusers folder.
 
@@ -88,12 +98,15 @@ def load(
         dtype: of all weights; None keeps each as stored.
         device: where to put the weights.
         use_ema: take the averaged UNet of a CompVis file instead of the last one.
+        changes: what is changed in the model.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, would run code, or does not match; names all mismatches. Or
-            weights are not finite.
+            a file of a change does not fit the model. Or weights are not finite.
     """
-    return load_matched(matched(path, config, use_ema, ignore), dtype, device)
+    opened = open_changes(changes)
+    checkpoint = matched(path, config, use_ema, ignore)
+    return load_matched(checkpoint, opened.match(checkpoint.parts), dtype, device)
 
 
 def matched(
@@ -112,8 +125,10 @@ def matched(
     return checkpoint
 
 
-def load_matched(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device) -> Parts:
-    """Load the networks of a checkpoint that `matched` returned; `dtype` and `device` as in `load`.
+def load_matched(
+    checkpoint: Checkpoint, changes: MatchedChanges, dtype: torch.dtype | None, device: str | torch.device
+) -> Parts:
+    """Load the networks of a checkpoint that `matched` returned, and change them; `dtype` and `device` as in `load`.
 
     Raises:
         CheckpointError: weights are not finite.
@@ -121,7 +136,14 @@ def load_matched(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str 
     with torch.device("meta"), _Unwritten():
         networks = {part.key: _BUILD[type(part.config)](part.config) for part in checkpoint.parts}
     for key, network in networks.items():
-        _fill(network, checkpoint, key, dtype, torch.device(device))
+        sources: list[_Weights] = [(checkpoint.files[key], checkpoint.matches[key].key_maps)]
+        if (other := changes.replacements.get(key)) is not None:
+            sources.insert(0, (other.file, other.key_maps))
+            if other.left:
+                stay = f"{other.left} tensors stay the checkpoint's"
+                warnings.warn(f"{other.file.path} holds a part of the UNet: {stay}", stacklevel=3)
+        _fill(network, sources, dtype, torch.device(device))
+    changes.make(networks)
     return Parts(
         checkpoint.config,
         networks["unet"],
@@ -133,6 +155,7 @@ def load_matched(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str 
             checkpoint.format,
             tuple(dict.fromkeys(path for file in checkpoint.files.values() for path in file.holders)),
             checkpoint.ignored,
+            changes.opened,
         ),
     )
 
@@ -141,6 +164,10 @@ _ONE_ROW = re.compile(r"(.+\.)?(time|time_in|time_out|added_in|added_out|project
 """Our names of the matrices that are given one row for each text or timestep."""
 
 _BUILD: dict[type, Callable[[Any], Any]] = {UNetConfig: UNet, VAEConfig: VAE, TextConfig: TextEncoder}
+
+
+_Weights = tuple[WeightsFile, Mapping[str, KeyMap]]
+"""A file, and the maps of those of its keys that are a network's."""
 
 
 class _Unwritten(TorchFunctionMode):
@@ -155,21 +182,17 @@ class _Unwritten(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Give a model on the meta device its weights. The file is open no longer than that, which unmaps what was cast."""
-    read = checkpoint.files[part].reader()
+def _fill(model: nn.Module, sources: Sequence[_Weights], dtype: torch.dtype | None, device: torch.device) -> None:
+    """Give a model on the meta device its weights, each from the first source that has it; the others' are not read."""
     state: dict[str, torch.Tensor] = {}
-    broken: list[str] = []
-    for key, key_map in checkpoint.matches[part].key_maps.items():
-        stored = read(key)
-        if not all_finite(stored):
-            broken.append(key)
-        for ours, value in key_map.read(stored).items():
-            # a product with a single row rounds by where its matrix lies, and a file may map it anywhere
-            alone = _ONE_ROW.fullmatch(ours) and value.is_cpu
-            state[ours] = (value.clone() if alone else value).to(device, dtype)
-    if broken:
-        raise CheckpointError(_not_finite(checkpoint.files[part].path, broken))
+    for file, key_maps in sources:
+        wanted = [key for key, key_map in key_maps.items() if not state.keys() >= {*key_map.ours}]
+        for key, stored in finite_tensors(file, wanted):
+            for ours, value in key_maps[key].read(stored).items():
+                # a product with a single row rounds by where its matrix lies, and a file may map it anywhere
+                alone = _ONE_ROW.fullmatch(ours) and value.is_cpu
+                if ours not in state:
+                    state[ours] = (value.clone() if alone else value).to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.to(device).eval().requires_grad_(False)
 
@@ -179,11 +202,3 @@ def not_finite(checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
     for key, match in checkpoint.matches.items():
         read = checkpoint.files[key].reader()
         yield from ((checkpoint.files[key].path, name) for name in match.key_maps if not all_finite(read(name)))
-
-
-def _not_finite(path: Path, keys: list[str]) -> str:
-    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return (
-        f"{path}: weights are NaN or infinite in {keys[0]}{more}: the training diverged, or a conversion to half "
-        "precision overflowed; use another copy of the file"
-    )

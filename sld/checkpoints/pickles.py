@@ -279,7 +279,9 @@ def _walk(path: Path, stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
             arguments, function = stack.pop(), stack.pop()
             stack.append(_call(function, arguments))
         elif name == "BUILD":
-            stack.pop()  # attributes, which no weight needs
+            attributes, target = stack.pop(), stack[-1]  # which no weight needs, but those of a ParameterDict
+            if type(target) is dict and isinstance(attributes, dict):
+                _set(target, attributes.get("_parameters", {}).items())
         elif name == "BINPERSID":
             storage = _storage(*stack.pop())
             if storages.setdefault(storage.key, storage) != storage:
@@ -402,6 +404,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dictionary,
     "collections.Counter": _dictionary,
     "torch.Size": tuple,
+    "torch.nn.modules.container.ParameterDict": _dictionary,
     "torch.nn.parameter.Parameter": lambda data, *_: data,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,

@@ -26,17 +26,22 @@ FILES = frozenset(
 class InspectOptions:
     """Options of `sld inspect`."""
 
-    path: Path = argument("single file, diffusers folder, or org/name[@revision][:file] on the hub")
+    path: Path = argument("file, diffusers folder, or org/name[@revision][:file] on the hub")
     read_as: CheckpointOptions = group(CheckpointOptions())
     read_all: bool = option(False, "read all weights too, for seconds, and name those that are NaN or infinite")
 
 
 def inspect(options: InspectOptions) -> None:
-    """Print a description of a checkpoint."""
+    """Print a description of a checkpoint, or of a file that changes one."""
+    from sld.checkpoints.changes.describing import described
     from sld.checkpoints.inspection import inspect
 
     read_as = options.read_as
-    print(inspect(options.path, read_as.config, read_as.use_ema, read_as.ignore, options.read_all))
+    path = located(options.path)
+    if read_as.config is None and (description := described(path)) is not None:
+        print(description)
+        return
+    print(inspect(path, read_as.config, read_as.use_ema, read_as.ignore, options.read_all))
 
 
 @dataclass(frozen=True)
@@ -79,5 +84,11 @@ def convert(options: ConvertOptions) -> None:
     print(options.target)
 
 
-INSPECT = Command("inspect", InspectOptions, inspect, "describe a checkpoint", "Describe a checkpoint.")
+INSPECT = Command(
+    "inspect",
+    InspectOptions,
+    inspect,
+    "describe a checkpoint",
+    "Describe a checkpoint, or a file that changes one: a UNet alone, a LoRA, an embedding, a text encoder.",
+)
 CONVERT = Command("convert", ConvertOptions, convert, "write a checkpoint in another format", "Convert a checkpoint.")

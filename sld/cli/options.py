@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sld.checkpoints.changes import Changes, Embeddings, Loras
 from sld.choices import (
     Beta,
     CompileMode,
@@ -41,6 +42,30 @@ class CheckpointOptions:
     )
     use_ema: bool = option(False, "take the averaged weights of a compvis file")
     ignore: Texts = option((), "keys to leave out: regular expressions of whole keys, separated by semicolons")
+
+
+@dataclass(frozen=True)
+class ChangeOptions:
+    """Options that change a model after its checkpoint is read."""
+
+    unet: Path | None = option(
+        None, "weights of the UNet alone, all or some, in place of the checkpoint's", metavar="FILE"
+    )
+    lora: Loras = option((), "LoRA to add, by its scale (1); may be repeated", metavar="FILE[:SCALE]", repeated=True)
+    embedding: Embeddings = option(
+        (),
+        "embedding (textual inversion), and its word in prompts (the file's); may be repeated",
+        metavar="FILE[:TOKEN]",
+        repeated=True,
+    )
+    text_encoder: Path | None = option(
+        None, "text encoder in place of the checkpoint's, such as Safe-CLIP's", metavar="FOLDER"
+    )
+
+    @property
+    def stated(self) -> Changes:
+        """The changes."""
+        return Changes(self.unet, self.lora, self.embedding, self.text_encoder)
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,7 @@ class ModelOptions:
         "reference: the bits of diffusers for the same batch; invariant: the same bits in any batch, at some cost; "
         "fast: every exact saving",
     )
+    changes: ChangeOptions = group(ChangeOptions(), "changes of the model")
     cost: CostOptions = group(
         CostOptions(),
         "speed and memory",

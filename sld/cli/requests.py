@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sld.checkpoints.changes.opening import open_changes
 from sld.checkpoints.hub import located
 from sld.choices import HYPERPARAMETERS
 from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
@@ -35,11 +36,15 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
         device: used if the options name none. Without either it is CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: the checkpoint is missing or does not match a model, the tokenizer is not whole, or the device
-            cannot be used.
+        ValueError: the checkpoint is missing or does not match a model, a file of a change does not fit it, the
+            tokenizer is not whole, or the device cannot be used.
     """
     checkpoint = embedded_checkpoint() if options.checkpoint is None else located(options.checkpoint)
     vocabulary = find_vocabulary(checkpoint, options.tokenizer)
+    changes = options.changes.stated
+    opened = open_changes(changes)
+    if vocabulary is not None:
+        opened.words(vocabulary)
     import torch
 
     import sld
@@ -53,6 +58,7 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
         tokenization=options.tokenization,
         use_ema=options.read_as.use_ema,
         ignore=options.read_as.ignore,
+        changes=changes,
         numerics=options.numerics,
         offload=options.cost.offload,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sld.checkpoints.changes.opening import option_of
 from sld.files import sha256
 from sld.reading import read_json
 from sld.spelling import shown
@@ -23,20 +24,32 @@ class Sidecar:
     """The content of a sidecar.
 
     Attributes:
+        path: its file.
         request: of the picture.
         about: everything else, in plain values: the model, settings and versions that made it.
     """
 
+    path: Path
     request: Request
     about: Mapping[str, Any]
 
     def warn_of_differences(self, pipe: Pipeline) -> None:
-        """Warn where model, settings or versions are not those that made the picture."""
+        """Warn where model, settings or versions are not those that made the picture.
+
+        Raises:
+            ValueError: the model is changed by other files than then, or by other scales.
+        """
         from sld.request import about, first_edition
 
         then = {"batch": 1, **self.about}
         now = {**about(self.request, pipe), "batch": 1}
         del now["request"]
+        before, after = (changes if isinstance(changes := one.pop("changes", []), list) else [] for one in (then, now))
+        if [*map(_but_for_name, before)] != [*map(_but_for_name, after)]:
+            raise ValueError(
+                f"{self.path}: its picture was made with {_options(before)}, and the model has {_options(after)} now: "
+                "give the same files, scales and words"
+            )
         if "exact_batch" in then and "numerics" not in then:
             exact = then.pop("exact_batch")
             del now["numerics"]
@@ -81,7 +94,7 @@ def read_sidecar(path: Path, image: Path | None = None, mask: Path | None = None
         found = _found(start.image, "--image", image, path)
         covering = None if start.mask is None else _found(start.mask, "--mask", mask, path)
         request = replace(request, start=replace(start, image=found, mask=covering))
-    return Sidecar(request, content)
+    return Sidecar(path, request, content)
 
 
 def _found(picture: PictureFile, flag: str, given: Path | None, sidecar: Path) -> PictureFile:
@@ -99,6 +112,26 @@ def _found(picture: PictureFile, flag: str, given: Path | None, sidecar: Path) -
         f"{sidecar}: its picture starts from {picture.path} (sha256 {picture.sha256[:12]}…), which is not at "
         f"{' or '.join(map(str, dict.fromkeys(places)))}: say where it is with {flag}"
     )
+
+
+def _but_for_name(change: Any) -> Any:
+    """The record of a change without the name of its file, which may be called otherwise now."""
+    return list(change.items())[1:] if isinstance(change, dict) else change
+
+
+def _options(changes: list[Any]) -> str:
+    """Changes as options of the command line, with the beginnings of their files' SHA-256."""
+    told = [
+        f"{option_of(one)} (sha256 {_beginning(one.get('sha256'))}…)"
+        for one in changes
+        if isinstance(one, dict) and one
+    ]
+    return " ".join(told) or "no changes"
+
+
+def _beginning(sha256: Any) -> str:
+    """The first digits of a file's SHA-256, or of the first of several files."""
+    return str(next(iter(sha256.values()), "") if isinstance(sha256, dict) else sha256)[:12]
 
 
 def _warn(message: str) -> None:

@@ -71,9 +71,10 @@ class Tokenizer:
             ValueError: there is no such tokenization, or the vocabulary is not the text encoder's.
         """
         named("tokenization", tokenization, TOKENIZATIONS)
-        if len(vocabulary.ids) != config.vocabulary:
+        own = len(vocabulary.ids) - sum(map(len, vocabulary.words.values()))
+        if own != config.vocabulary:
             raise ValueError(
-                f"{vocabulary.source}: the tokenizer has {len(vocabulary.ids)} tokens, the text encoder expects "
+                f"{vocabulary.source}: the tokenizer has {own} tokens, the text encoder expects "
                 f"{config.vocabulary}: give the tokenizer folder that belongs to this checkpoint"
             )
         self.vocabulary = vocabulary
@@ -81,6 +82,7 @@ class Tokenizer:
         self.tokenization: Tokenization = tokenization
         self._start, self._end = vocabulary.ids[START], vocabulary.ids[END]
         self._pad = self._end if config.pad is None else config.pad
+        self._vectors = {ids[0]: list(ids) for ids in vocabulary.words.values()}
         if tokenization == "transformers":
             self._tokenize = as_transformers(vocabulary, self._pad)
         else:
@@ -109,7 +111,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text {text!r} cannot be written as UTF-8 ({error.reason}): give it anew") from None
-        return self._tokenize(text)
+        return [k for one in self._tokenize(text) for k in self._vectors.get(one, [one])]
 
     def cut(self, text: str) -> str:
         """Return the end of `text` that does not fit and is cut; empty if all of it fits."""

@@ -27,14 +27,16 @@ def original(vocabulary: Vocabulary, openclip: bool) -> Tokenize:
 
     ids = vocabulary.ids
     whole = dict(zip(_OPENCLIP if openclip else (START, END), (ids[START], ids[END]), strict=True))
-    whole |= {token.lower(): ids[token] for token in vocabulary.added}
-    words = regex.compile("|".join([*map(regex.escape, whole), _WORDS]), regex.IGNORECASE)
     pieces = BPE(dict(ids), list(vocabulary.merges), continuing_subword_prefix="", end_of_word_suffix=WORD_END)
 
     def clean(text: str) -> str:
         text = ftfy.fix_text(text)
         text = html.unescape(html.unescape(text)) if openclip else text
         return " ".join(text.split()).lower()
+
+    whole |= {clean(token): ids[token] for token in vocabulary.added}
+    longest_first = sorted(map(regex.escape, whole), key=len, reverse=True)
+    words = regex.compile("|".join([*longest_first, _WORDS]), regex.IGNORECASE)
 
     def split(word: str) -> list[int]:
         if word in whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,12 +39,41 @@ class Vocabulary:
         merges: pairs of tokens that become one, by rank.
         added: tokens after those of the merges, such as a trained concept's; each is read as a whole.
         source: their folder, for messages.
+        words: words of embeddings, with the ids of their vectors; a text that has the word gets all of these. They are
+            `added` tokens too, and the last ones.
     """
 
     ids: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
     added: tuple[str, ...]
     source: Path
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def with_word(self, word: str, vectors: int, source: Path) -> Vocabulary:
+        """Return the vocabulary with one word more, whose further vectors are word_1, word_2 and so on.
+
+        Args:
+            word: read as a whole wherever it stands.
+            vectors: number of ids that it becomes.
+            source: the file that brings it, for the message.
+
+        Raises:
+            ValueError: a text could already hold a token of this name.
+        """
+        names = (word, *(f"{word}_{k}" for k in range(1, vectors)))
+        known = {token.lower() for token in self.ids}
+        for name in names:
+            if name.lower() in known or f"{name.lower()}{WORD_END}" in known:
+                raise ValueError(
+                    f"{source}: its word {name!r} is a token already: give it another one, as in {source}:<{word}>"
+                )
+        ids = range(len(self.ids), len(self.ids) + vectors)
+        return replace(
+            self,
+            ids={**self.ids, **dict(zip(names, ids, strict=True))},
+            added=(*self.added, *names),
+            words={**self.words, word: tuple(ids)},
+        )
 
 
 def tokenizer_folder(checkpoint: Path) -> Path | None:
