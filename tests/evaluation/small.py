@@ -1,4 +1,4 @@
-"""A run of the embedded model that takes seconds: few rows, two steps."""
+"""A run of the embedded model that takes seconds: few rows, one step."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sld.evaluation.spread import Ranks
 from sld.request import Request
 
 
-def evaluation(pipe=None, rows=40, names=("off", "max"), steps=2, **changes):
+def evaluation(pipe=None, rows=40, names=("off", "max"), steps=1, **changes):
     pipe = pipe or sld.load()
     template = Request(
         prompt="", concept=pipe.config.defaults.concept, height=64, width=64, sampler="ddim", steps=steps

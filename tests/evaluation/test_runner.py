@@ -227,7 +227,7 @@ def test_failed_pictures_are_made_again_on_request_only(tmp_path, pipe, monkeypa
 def test_a_changed_configuration_is_refused(tmp_path, pipe):
     go(evaluation(pipe, rows=1), tmp_path)
 
-    with pytest.raises(ValueError, match=r"configurations\.off\.steps: 2 before, 3 now"):
+    with pytest.raises(ValueError, match=r"configurations\.off\.steps: 1 before, 3 now"):
         go(evaluation(pipe, rows=1, steps=3), tmp_path)
 
 

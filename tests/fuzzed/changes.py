@@ -70,4 +70,4 @@ def read(path: Path) -> None:
     open_changes(Changes.of(given)).match(parts(CONFIG)).make(networks())
 
 
-KIND = Kind(prepare, read, tries=150, same_file=False)
+KIND = Kind(prepare, read, tries=60, same_file=False)
