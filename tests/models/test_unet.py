@@ -6,6 +6,7 @@ other network, the encoder padded on the other sides, the text's state before it
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
-from sld.published import MINI, SD15, SD21
+from sld.published import MINI, SD15, SD21, SDXL
 
 TINY = UNetConfig(
     channels=(32, 64), res_blocks=1, attention=(True, True), heads=(2, 4), depth=(1, 1), context=16,
@@ -134,6 +135,38 @@ def test_full_size_unets_are_bit_equal_to_diffusers(name):
     x, tokens = torch.randn(3, 4, 8, 8), torch.randn(3, 77, own["cross_attention_dim"])
     for t in (torch.tensor(981), torch.tensor([981, 1, 500])):
         assert torch.equal(unet(x, t, Cond(tokens)), reference(x, t, tokens).sample)
+
+
+@pytest.mark.skipif("SLD_LARGE" not in os.environ, reason="takes 12 GB and minutes: SLD_LARGE=1 pytest …")
+@torch.no_grad()
+def test_the_full_size_unet_of_sdxl_is_bit_equal_to_diffusers():
+    """Two rows of 8 x 8 latents, random weights, as SDXL's classifier-free guidance calls it."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        empty = UNet(SDXL.unet)
+        reference = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ).eval()
+    reference = reference.to_empty(device="cpu")
+    for parameter in reference.parameters():
+        parameter.uniform_(-0.03, 0.03)
+    unet = filled(empty, "unet", reference, SDXL)
+    assert parameters(unet) == 2_567_463_684
+    x, tokens, pooled = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 2048), torch.randn(2, 1280)
+    sizes = torch.tensor([[1024, 1024, 0, 0, 1024, 1024], [512, 768, 0, 64, 1024, 1024]])
+    expected = reference(
+        x, torch.tensor(981), tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}
+    ).sample
+    assert torch.equal(unet(x, torch.tensor(981), Cond(tokens, pooled, sizes)), expected)
 
 
 @torch.no_grad()
