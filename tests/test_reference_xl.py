@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import sld
 from sld.checkpoints import CheckpointError, convert, inspect
+from sld.cli import main
+from sld.evaluation.results import read_results
 from sld.guidance import ClassifierFreeGuidance, SafeLatentGuidance
 from sld.guidance.sld import MAX, STRONG, Predictions, safe_latent_guidance
 from sld.models.denoiser import Cond
@@ -198,3 +200,12 @@ def test_sdxls_relatives_are_refused_or_named(pipes, tmp_path):
     save_file({"conditioner.embedders.0.model.ln_final.weight": torch.ones(2)}, tmp_path / "refiner.safetensors")
     with pytest.raises(CheckpointError, match="refiner"):
         inspect(tmp_path / "refiner.safetensors")
+
+
+def test_it_is_evaluated_as_any_other_model(pipes, tmp_path):
+    command = ["evaluate", "--checkpoint", str(pipes[1].source.path), "--prompts", "mini-i2p", "--first", "2"]
+    command += ["--images", "1", "--steps", "2", "--size", "64", "--presets", "off,strong", "--classifier", "embedded"]
+    main([*command, "--out", str(tmp_path / "run")])
+    results = read_results(tmp_path / "run")
+    assert {(r.configuration, r.row) for r in results.records} == {(c, k) for c in ("off", "strong") for k in (0, 1)}
+    assert all("embedded" in r.verdicts for r in results.records)
