@@ -369,9 +369,8 @@ class ModelConfig:
         Raises:
             ValueError: a field is missing or unknown.
         """
-        if (
-            isinstance(values, Mapping) and "size" in values
-        ):  # the first edition kept it here, and the sampler with the schedule
+        if isinstance(values, Mapping) and "size" in values:
+            # the first edition kept it here, and the sampler with the schedule
             schedule = {**values["schedule"]}
             defaults = {"size": values["size"], "sampler": schedule.pop("sampler", "pndm")}
             values = {**values, "schedule": schedule, "defaults": defaults}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_shards, open_weights
+from sld.checkpoints.files import PICKLES, SAFETENSORS, WeightsFile, open_first, open_weights
 from sld.checkpoints.folders import read_config
 from sld.checkpoints.hub import located
 from sld.checkpoints.kinds import kind_of
@@ -192,12 +192,8 @@ def examine(
 
 def _in_folder(path: Path, made: tuple[Part, ...]) -> dict[str, WeightsFile]:
     """The weights that a diffusers folder has of the parts, by their keys."""
-    files: dict[str, WeightsFile] = {}
-    for part in made:
-        places = (path / part.folder / name for name in weight_files(part.stems))
-        found = next((file for file in places if file.is_file()), None)
-        if found is not None:
-            files[part.key] = open_shards(found) if found.suffix == ".json" else open_weights(found)
+    opened = {part.key: open_first(path / part.folder, weight_files(part.stems)) for part in made}
+    files = {key: file for key, file in opened.items() if file is not None}
     if not files:
         raise CheckpointError(_no_folder(path))
     return files

@@ -7,7 +7,7 @@ nothing. What a file holds is known without torch, which is imported when tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +216,18 @@ def open_shards(index: Path) -> WeightsFile:
 
     headers = {key: header for shard in shards.values() for key, header in shard.tensors.items()}
     return WeightsFile(index, headers, fetches, shards=tuple(shard.path for shard in shards.values()))
+
+
+def open_first(folder: Path, names: Iterable[str]) -> WeightsFile | None:
+    """Open the first of these files in a folder, of weights or an index of shards; None if it has none of them.
+
+    Raises:
+        CheckpointError: see `open_weights` and `open_shards`.
+    """
+    found = next((path for name in names if (path := folder / name).is_file()), None)
+    if found is None:
+        return None
+    return open_shards(found) if found.suffix == ".json" else open_weights(found)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from sld.checkpoints.files import WeightsFile, open_shards, open_weights
+from sld.checkpoints.files import WeightsFile, open_first, open_weights
 from sld.checkpoints.folders import read_text_config
 from sld.checkpoints.kinds import kind_of
 from sld.checkpoints.matching import Match, match
@@ -100,10 +100,10 @@ def open_text_encoder(folder: Path) -> WeightsFile:
         remedy = f"give {inner}" if inner.is_dir() else "give the folder that transformers saved it in"
         raise CheckpointError(f"{folder} holds no config.json of a text encoder: {remedy}")
     names = weight_files(FOLDERS["text_encoder"])
-    found = next((path for name in names if (path := folder / name).is_file()), None)
+    found = open_first(folder, names)
     if found is None:
         raise CheckpointError(f"{folder} holds no weights of a text encoder: expected {names[0]}")
-    return open_shards(found) if found.suffix == ".json" else open_weights(found)
+    return found
 
 
 def match_text_encoder(file: WeightsFile, parts: Iterable[Part]) -> Replacement:
