@@ -120,8 +120,13 @@ def begin(
         )
     levels = sampler.levels(process)
     a, device = Level(levels.signal[0], levels.noise[0]), levels.signal.device
+
+    def first_noise() -> Tensor:
+        own = drawn.draw()  # also where other noise takes its place, so that no step of a stochastic sampler repeats it
+        return (own if noise is None else noise).to(device, copy=True)
+
     if not isinstance(start, Start):
-        eps = (drawn.draw() if noise is None else noise).to(device, copy=True)
+        eps = first_noise()
         return Beginning(sampler.begin * eps if start is None else a.noisy(start.to(eps), eps), eps)
 
     side = vae.config.factor
@@ -139,7 +144,7 @@ def begin(
     latents = None if alone and inpaints else encode(pictures, drawn.draw())
     if mask is not None and latents is not None:
         latents = latents.contiguous()  # in memory as the reference has them here, for the same last bits
-    eps = (drawn.draw() if noise is None else noise).to(device, copy=True)
+    eps = first_noise()
     x = sampler.begin * eps if alone or latents is None else a.noisy(latents, eps)
     if mask is None:
         return Beginning(x, eps)
