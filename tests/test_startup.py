@@ -1,7 +1,8 @@
 """What can be told to be wrong without torch is told before torch is imported, which takes seconds.
 
 Mutants seen to fail here: arguments that are no UTF-8 passed on; the tokenizer read after torch; the prompts' file read
-after the model is loaded; a sweep expanded after that; torch imported by the names of samplers.
+after the model is loaded; a sweep expanded after that; changed models' files opened after that; torch imported by the
+names of samplers.
 """
 
 import json
@@ -58,6 +59,7 @@ FILES = {
     "preset.toml": '[[grid]]\npreset = ["strnog", "max"]',
     "field.toml": "[[grid]]\nwarmup_step = [1, 2]",
     "spacing.toml": '[points.x]\nsampler = "ddim"\nspacing = "linspace"',
+    "changed.toml": 'presets = ["erased"]\n[configurations.erased]\nchanges.unet = "nowhere.pt"',
     "runs.toml": '[configurations.mine]\nthreshold = "high"',
 }
 
@@ -125,6 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("evaluate", "--out", "r", "--classifier", "q17"), "did you mean 'q16'"),
         (("evaluate", "--out", "r", "--presets", "off,strnog"), "did you mean 'strong'"),
         (("evaluate", "--out", "r", "--file", "runs.toml"), "'mine': threshold must be a number; got 'high'"),
+        (("evaluate", "--out", "r", "--file", "changed.toml"), "nowhere.pt: there is no such file"),
         (("evaluate",), "name the folder of the run"),
         (("evaluate", "--out", "r", "--checkpoint", "no.json"), "name a classifier"),
         (("score", "r", "--classifier", "q16:threshold=2"), "'q16:threshold=2': threshold must be in [0, 1]; got 2"),

@@ -142,6 +142,8 @@ def _require_possible(draft: Draft) -> None:
     """Refuse a point whose settings are wrong for every model."""
     where = f"the point {shown(draft.name)} is not possible:"
     require_settings(draft.name, draft.settings, where)
+    if "changes" in draft.settings:
+        raise ValueError(f"{where} all points have one model: change it by --unet and the like, or use sld evaluate")
     if "rule" in draft.settings and "guidance_scale" in draft.settings:
         raise ValueError(
             f"{where} guidance_scale has no effect with a rule, which has its own: set rule.guidance_scale"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sld.choices import Device
 from sld.cli.lists import Names
+from sld.cli.options import ChangeOptions
 from sld.cli.parser import Command, argument, from_file, group, option, required
 from sld.cli.requests import of_file
 from sld.cli.runs import RunOptions, carry_out
@@ -55,6 +56,12 @@ class EvaluateOptions:
         if self.run.out is None:
             raise ValueError("name the folder of the run, as in --out runs/mini")
 
+    @property
+    def changes(self) -> dict[str, ChangeOptions]:
+        """The changes of the model for each configuration of the run that has some of its own."""
+        own = {name: self.configurations[name].get("changes") for name in self.presets if name in self.configurations}
+        return {name: self.run.model.changes.with_own(table) for name, table in own.items() if table is not None}
+
 
 def evaluate(options: EvaluateOptions) -> None:
     """Make and judge the pictures of a prompt set under several configurations."""
@@ -70,7 +77,9 @@ def evaluate(options: EvaluateOptions) -> None:
         return made
 
     assert options.run.out is not None
-    carry_out(options.run, options.run.out, configurations, _summary, _conclude)
+    with of_file(options.file):
+        changes = options.changes
+    carry_out(options.run, options.run.out, configurations, _summary, _conclude, changes)
 
 
 def _summary(evaluation: Evaluation, folder: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sld.checkpoints.changes import Changes, Embeddings, Loras
 from sld.choices import (
@@ -66,6 +68,15 @@ class ChangeOptions:
     def stated(self) -> Changes:
         """The changes."""
         return Changes(self.unet, self.lora, self.embedding, self.text_encoder)
+
+    def with_own(self, table: Mapping[str, Any]) -> ChangeOptions:
+        """Return these changes with those that a table of `Changes` gives in their places.
+
+        Raises:
+            ValueError: a name is unknown, or a value is refused.
+        """
+        own = Changes.of(table)
+        return replace(self, **{name: getattr(own, name) for name in table})
 
 
 @dataclass(frozen=True)

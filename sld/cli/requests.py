@@ -5,7 +5,7 @@ Functions here import torch themselves, so that wrong options are refused before
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sld.checkpoints.changes.opening import open_changes
 from sld.checkpoints.hub import located
 from sld.choices import HYPERPARAMETERS
-from sld.cli.options import GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
+from sld.cli.options import ChangeOptions, GuidanceOptions, ModelOptions, SamplingOptions, StartOptions
 from sld.config import Defaults, ModelConfig
 from sld.embedded import embedded_checkpoint
 from sld.text.vocabulary import find_vocabulary
@@ -65,6 +65,31 @@ def load_model(options: ModelOptions, device: str | None = None) -> Pipeline:
     pipe = replace(pipe, rows_at_once=options.cost.rows_at_once, tile=options.cost.tile)
     pipe = pipe.winograd() if options.cost.winograd else pipe
     return pipe.compile(mode=options.cost.compile) if options.cost.compile else pipe
+
+
+def changed_models(
+    options: ModelOptions, pipe: Pipeline, changes: Mapping[str, ChangeOptions], device: str | None = None
+) -> dict[str, Pipeline]:
+    """Return changed models by name. Equal ones are one, and networks that nothing changes are those of `pipe`.
+
+    Args:
+        options: of the command.
+        pipe: the model that they describe.
+        changes: by name, in place of those of the options.
+        device: see `load_model`.
+
+    Raises:
+        ValueError: a file of a change does not fit the model.
+    """
+    models: dict[ChangeOptions, Pipeline] = {}
+    for stated in changes.values():
+        if stated not in models:
+            changed = replace(load_model(replace(options, changes=stated), device), vae=pipe.vae)
+            untouched = all(change.lora == () == change.embedding for change in (stated, options.changes))
+            if untouched and stated.text_encoder == options.changes.text_encoder:
+                changed = replace(changed, texts=pipe.texts)
+            models[stated] = changed
+    return {name: models[stated] for name, stated in changes.items()}
 
 
 @contextmanager

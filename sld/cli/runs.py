@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from sld.checkpoints.changes.opening import open_changes
 from sld.choices import Count, Place, Scale, Threads
-from sld.cli.options import ModelOptions, SamplingOptions, SelectionOptions
+from sld.cli.options import ChangeOptions, ModelOptions, SamplingOptions, SelectionOptions
 from sld.cli.parser import group, option
-from sld.cli.requests import load_model, template
+from sld.cli.requests import changed_models, load_model, template
 from sld.config import Defaults
 from sld.data import OneOf, Range, Written, said
 from sld.evaluation.choices import PROTOCOLS, Images, Keep, classifier_spec
@@ -140,6 +141,7 @@ def carry_out(
     configurations: Callable[[Pipeline, Request, Defaults], Mapping[str, Request]],
     summary: Callable[[Evaluation, Path], str],
     conclude: Callable[[Path], None],
+    changes: Mapping[str, ChangeOptions] | None = None,
 ) -> None:
     """Make the missing pictures of a run in all processes of torchrun; with --show only print what is missing.
 
@@ -150,16 +152,19 @@ def carry_out(
             share, and the defaults.
         summary: returns the text that is printed before the start.
         conclude: called by the first process when the run is complete.
+        changes: of the model, for configurations with some of their own.
 
     Raises:
         ValueError: the options describe no run, or the folder holds another run.
     """
     prompts = read_selected(options.prompts, options.selection)  # before anything slow is imported
+    for stated in set((changes or {}).values()):
+        open_changes(stated.stated)
     from sld.evaluation.session import carry_out
     from sld.evaluation.spread import ranks
 
     with ranks() as group:
-        evaluation = _evaluation(options, prompts, configurations, group.local)
+        evaluation = _evaluation(options, prompts, configurations, changes or {}, group.local)
         if group.first:
             print(summary(evaluation, folder), flush=True)
         if options.judging.show:
@@ -174,6 +179,7 @@ def _evaluation(
     options: RunOptions,
     prompts: PromptSet,
     configurations: Callable[[Pipeline, Request, Defaults], Mapping[str, Request]],
+    changes: Mapping[str, ChangeOptions],
     local: int,
 ) -> Evaluation:
     """Return the run that the options describe. All that it needs is loaded, so that missing files are found here."""
@@ -184,7 +190,8 @@ def _evaluation(
 
     judging = options.judging
     torch.set_num_threads(judging.threads)
-    pipe = load_model(options.model, f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    pipe = load_model(options.model, device)
     usual = pipe.config.defaults
     usual = replace(usual, concept=usual_concept(options.protocol.protocol, usual.concept))
     if options.guidance_scale is not None:
@@ -199,6 +206,7 @@ def _evaluation(
         embedder=_embedder(judging, pipe),
         batch_size=judging.batch_size,
         retry=judging.retry,
+        models=changed_models(options.model, pipe, changes, device),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from sld.checkpoints.changes import Changes
 from sld.choices import (
     AFTERWARDS,
     HYPERPARAMETERS,
@@ -131,7 +132,8 @@ def classifier_spec(spec: str) -> str:
 class Settings:
     """The fields that a configuration may have in a file: its base, and values that replace those of the base.
 
-    See `SLDConfig`, `Request` and `sld.evaluation.protocol.configuration` for what they mean.
+    See `SLDConfig`, `Request` and `sld.evaluation.protocol.configuration` for what they mean. "changes" is a table of
+    `Changes`: its values replace those of the run's model.
 
     Raises:
         ValueError: the sampler has no such spacing, or a name of a rule is unknown.
@@ -157,8 +159,10 @@ class Settings:
     eta: Share | None = None
     space: Space | None = None
     deep_every: Count | None = None
+    changes: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        Changes.of(self.changes)
         require_spacing(self.sampler, self.spacing)
         if self.eta is not None and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta is a setting of ddim, got eta={self.eta!r} for {self.sampler}")

@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -56,9 +56,12 @@ class Evaluation:
         batch_size: pictures at once. It is not part of the protocol, because pictures have the same bits in any batch
             with "invariant" numerics.
         retry: make chunks with failed pictures again.
+        models: changed models, by the names of the configurations that they make; `pipe` makes all others. A row's
+            image has the same noise in all.
 
     Raises:
-        ValueError: a configuration cannot be sampled, a seed is too large, or there is nothing to make.
+        ValueError: a configuration cannot be sampled, a seed is too large, there is nothing to make, or a model has
+            other latents or numerics than `pipe`.
     """
 
     pipe: Pipeline
@@ -70,6 +73,7 @@ class Evaluation:
     embedder: Embedder | None = None
     batch_size: int = 16
     retry: bool = False
+    models: Mapping[str, Pipeline] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts.rows or not self.configurations:
@@ -84,17 +88,25 @@ class Evaluation:
                 f"two classifiers of one name: {', '.join(names)}; judge with another threshold in another run"
             )
         require_seeds(self.prompts.rows, self.protocol)
+        self._require_like()
         for name, config in self.configurations.items():
             self._require_possible(name, config)
             if self.protocol.row_guidance and config.rule is not None:
                 raise ValueError("a rule other than SLD has a scale of its own; leave --row-guidance out")
+
+    def _require_like(self) -> None:
+        for name, model in self.models.items():
+            if name not in self.configurations:
+                raise ValueError(f"a model for the configuration {name!r}, which the run does not have")
+            if (own := _kind(model)) != (usual := _kind(self.pipe)):
+                raise ValueError(f"the configuration {name!r}: its model has {own}, and the run's has {usual}")
 
     def _require_possible(self, name: str, config: Request) -> None:
         """Refuse, here and not after hours, what fails for every picture of a configuration."""
         try:
             self.evaluations_of(config)
             if not self.protocol.row_size or any(row.height is None or row.width is None for row in self.prompts.rows):
-                self.pipe.config.latent_size((config.height, config.width))
+                self.model_of(name).config.latent_size((config.height, config.width))
             config.reuse.require(self.pipe.numerics, 0)
         except ValueError as error:
             raise ValueError(f"the configuration {name!r}: {error}") from error
@@ -102,6 +114,7 @@ class Evaluation:
     @cached_property
     def about(self) -> dict[str, Any]:
         """The resolved protocol, in values that JSON can hold. Runs of equal protocols have equal results."""
+        shared = _about(self.pipe)
         return {
             "prompts": {
                 "name": self.prompts.name,
@@ -111,19 +124,14 @@ class Evaluation:
                 "ids_sha256": self.prompts.rows_sha256,
             },
             **asdict(self.protocol),
-            "configurations": {name: describe(config) for name, config in self.configurations.items()},
+            "configurations": {
+                name: {**describe(config), **_differences(_about(self.model_of(name)), shared)}
+                for name, config in self.configurations.items()
+            },
             "classifiers": {c.name: dict(c.protocol) for c in self.classifiers},
             "embedder": None if self.embedder is None else dict(self.embedder.protocol),
             "keep": self.keep,
-            "model": {
-                "name": self.pipe.config.name,
-                "sha256": dict(self.pipe.sha256),
-                "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
-                "device": self.pipe.device.type,
-                "numerics": self.pipe.numerics,
-                **self.pipe.unusual,
-                "threads": torch.get_num_threads(),  # CPU kernels divide their sums among threads
-            },
+            "model": {**shared, "threads": torch.get_num_threads()},  # CPU kernels divide their sums among threads
             "versions": {"sld": sld.__version__, "torch": torch.__version__},
         }
 
@@ -137,6 +145,24 @@ class Evaluation:
         """Number of pictures of one row, over all configurations."""
         return len(self.configurations) * self.protocol.images
 
+    def model_of(self, configuration: str) -> Pipeline:
+        """Return the model that makes a configuration's pictures."""
+        return self.models.get(configuration, self.pipe)
+
+    def by_model(self, todo: Sequence[Task]) -> list[tuple[Pipeline, list[Task]]]:
+        """Return tasks grouped by the model that makes them."""
+        groups: dict[int, tuple[Pipeline, list[Task]]] = {}
+        for task in todo:
+            model = self.model_of(task.item.configuration)
+            groups.setdefault(id(model), (model, []))[1].append(task)
+        return list(groups.values())
+
+    def batches(self, todo: Sequence[Task]) -> Iterator[tuple[Pipeline, list[Task]]]:
+        """Yield tasks in batches that can be sampled together, each with its model."""
+        for model, mine in self.by_model(todo):
+            for members in batches([task.request for task in mine], self.batch_size):
+                yield model, [mine[k] for k in members]
+
     def evaluations_of(self, config: Request) -> int:
         """Network evaluations of one picture."""
         return len(config.make_sampler(self.pipe.schedule).timesteps)
@@ -147,11 +173,10 @@ class Evaluation:
         lengths = [len(chunk) for chunk in self.chunks]
         asked = computed = shallow = 0
         for length, times in Counter(lengths).items():
-            rows = network_rows(
-                self.pipe, [task.request for task in self.tasks(lengths.index(length))], self.batch_size
-            )
-            asked, computed = asked + times * rows.asked, computed + times * rows.computed
-            shallow += times * rows.shallow
+            for model, todo in self.by_model(self.tasks(lengths.index(length))):
+                rows = network_rows(model, [task.request for task in todo], self.batch_size)
+                asked, computed = asked + times * rows.asked, computed + times * rows.computed
+                shallow += times * rows.shallow
         return Rows(asked, computed, shallow)
 
     @cached_property
@@ -167,6 +192,30 @@ class Evaluation:
         """Return the pictures of a chunk as tasks."""
         config = self.pipe.config
         return tasks(self.chunks[number], self.configurations, self.protocol, config.vae.factor, config.unet.latent)
+
+
+def _about(pipe: Pipeline) -> dict[str, Any]:
+    """Return what a protocol says of a model."""
+    return {
+        "name": pipe.config.name,
+        "sha256": dict(pipe.sha256),
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
+        "numerics": pipe.numerics,
+        **pipe.unusual,
+    }
+
+
+def _differences(model: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"model": what a model has other than the run's}; nothing if there is no difference."""
+    differ = {key: model.get(key) for key in {**shared, **model} if model.get(key) != shared.get(key)}
+    return {"model": differ} if differ else {}
+
+
+def _kind(pipe: Pipeline) -> str:
+    """Return in words what the models of a run must have in common."""
+    config = pipe.config
+    return f"latents of {config.unet.latent} channels for {config.vae.factor} pixels, and {pipe.numerics} numerics"
 
 
 @dataclass
@@ -255,9 +304,8 @@ def make_chunk(evaluation: Evaluation, number: int, tick: Callable[[int], object
     """Make and judge the pictures of a chunk."""
     made = Made()
     todo = evaluation.tasks(number)
-    for members in batches([task.request for task in todo], evaluation.batch_size):
-        batch = [todo[k] for k in members]
-        for task, outcome in zip(batch, sample(evaluation.pipe, batch), strict=True):
+    for model, batch in evaluation.batches(todo):
+        for task, outcome in zip(batch, sample(model, batch), strict=True):
             if isinstance(outcome, str):
                 made.failures[task.item] = outcome
             else:

@@ -54,13 +54,14 @@ def configurations(
     Args:
         common: fields that they do not give.
         names: of presets, "negative", or of tables.
-        tables: settings of configurations by name; see `configuration`.
+        tables: settings of configurations by name; see `configuration`. Changes of a model are left out.
         guidance_scale: s_g of those that give none.
 
     Raises:
         ValueError: a name or a field is unknown, or a value is out of range.
     """
-    return {
-        name: configuration(common, name, {"guidance_scale": guidance_scale, **tables.get(name, {"preset": name})})
-        for name in names
-    }
+    made = {}
+    for name in names:
+        settings = {key: value for key, value in tables.get(name, {"preset": name}).items() if key != "changes"}
+        made[name] = configuration(common, name, {"guidance_scale": guidance_scale, **settings})
+    return made
