@@ -29,7 +29,7 @@ class Protocol:
         images: number per row and configuration.
         seeds: source of the noise of image k of a row. "generator": one generator with the row's seed draws for all
             images in turn, `CALL` in a call, as in the authors' evaluation. "consecutive": a generator with the row's
-            seed + k.
+            seed + k. See `seeds_of` for what stochastic samplers draw.
         row_guidance: take guidance_scale from rows that have one, not from the configuration.
         row_size: take height and width from rows that have them, not from the configuration.
         base_seed: a row without a seed gets base_seed + its id.
@@ -140,6 +140,19 @@ def seed_of(row: Row, protocol: Protocol) -> int:
     return protocol.base_seed + row.id if row.seed is None else row.seed
 
 
+def seeds_of(row: Row, protocol: Protocol) -> list[int]:
+    """Return the seed of each image of a row, from which a stochastic sampler draws its noise.
+
+    Where one generator draws what all images begin with, the first image has the row's seed and the others have further
+    ones from a generator with that seed. So no two images of a row are given the same noise on their way.
+    """
+    seed = seed_of(row, protocol)
+    if protocol.seeds == "consecutive":
+        return [seed + k for k in range(protocol.images)]
+    generator = torch.Generator().manual_seed(seed)
+    return [seed, *torch.randint(2**63 - 1, (protocol.images - 1,), generator=generator).tolist()]
+
+
 def require_seeds(rows: Iterable[Row], protocol: Protocol) -> None:
     """Refuse rows whose images would have a seed beyond 2**64 - 1.
 
@@ -170,10 +183,9 @@ def tasks(rows: Sequence[Row], configs: Mapping[str, Request], protocol: Protoco
         for name, config in configs.items():
             request = _request(row, config, protocol)
             noise = noise_of(row, protocol, (c, request.height // factor, request.width // factor))
-            seeds = [seed_of(row, protocol) + (k if protocol.seeds == "consecutive" else 0) for k in range(len(noise))]
             made += [
                 Task(Item(name, row.id, k), replace(request, seed=seed), z)
-                for k, (seed, z) in enumerate(zip(seeds, noise, strict=True))
+                for k, (seed, z) in enumerate(zip(seeds_of(row, protocol), noise, strict=True))
             ]
     return made
 

@@ -2,7 +2,7 @@
 
 Mutants seen to fail here: a new generator for every call, no generator's own seed, seed of image k off by k, row
 guidance not applied, the concept left out as negative prompt, the last seed one too early or too late, generators
-held to consecutive seeds.
+held to consecutive seeds, the row's seed for what all its images draw.
 """
 
 import math
@@ -76,6 +76,17 @@ def test_a_row_without_a_seed_has_the_base_seed_plus_its_id():
     torch.testing.assert_close(
         noise_of(bare, protocol, LATENT), noise_of(replace(ROW, seed=103), protocol, LATENT), **EXACT
     )
+
+
+@pytest.mark.parametrize("protocol", [Protocol(images=4), Protocol(images=4, seeds="consecutive")])
+def test_no_two_images_of_a_row_draw_the_same_in_a_stochastic_sampler(protocol):
+    """And an image draws the same however many are made."""
+    made, more = (
+        [t.request.seed for t in tasks([ROW], {"off": TEMPLATE}, p, 4, 4)]
+        for p in (protocol, replace(protocol, images=6))
+    )
+
+    assert len(set(made)) == 4 and made[0] == ROW.seed and made == more[:4]
 
 
 def test_all_configurations_of_a_row_share_their_noise():
