@@ -37,8 +37,8 @@ FILE = "unet.safetensors"
 _EVALUATIONS = 25
 
 METHODS: dict[str, Callable[[str], bool]] = {
-    "u": lambda name: ".attn2." not in name,
-    "x": lambda name: ".attn2." in name,
+    "u": lambda name: ".cross." not in name,
+    "x": lambda name: ".cross." in name,
 }
 """Which parameters are trained, by ESD's names: all but those that read the text, or these alone.
 
