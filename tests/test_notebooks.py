@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-for package in ("nbclient", "ipykernel", "ipywidgets", "matplotlib", "scipy"):
+for package in ("nbclient", "ipykernel", "ipywidgets", "matplotlib", "scipy", "diffusers"):
     pytest.importorskip(package, reason=f'{package} is missing, which notebooks need: pip install "sld[notebooks]"')
 
 import nbformat  # noqa: E402 (here and below: behind the question whether it is there)
