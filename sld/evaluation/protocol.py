@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sld.evaluation.choices import require_configuration_name
 from sld.evaluation.prompts import Row
-from sld.guidance import OFF, PRESETS, SLDConfig, from_data, preset
+from sld.guidance import OFF, PRESETS, SLDConfig, at_scale, from_data, preset
 from sld.guidance.sld import SHOWING
 from sld.request import Request
 from sld.spelling import did_you_mean
@@ -95,8 +95,8 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
             template: fields that settings do not give; its prompt and seed are not used.
         name: of the configuration, and of the folder of its pictures.
         settings: "preset": "off", one of PRESETS, or "negative", where the concept is the negative prompt instead; and
-            any field of `SLDConfig` or `Request` to override. "rule" is a table as `guidance.from_data` reads it. A
-            rule has its own hyper-parameters, so SLD's are refused with it.
+            any field of `SLDConfig` or `Request` to override. "rule" is a table as `guidance.from_data` reads it, with
+            "guidance_scale" where it gives none. A rule has its own hyper-parameters, so SLD's are refused with it.
 
     Raises:
         ValueError: the name cannot name a folder, a preset or a field is unknown, or a value is out of range.
@@ -121,7 +121,8 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
             raise ValueError(
                 f"the configuration {name!r} has a rule, with which {beside[0]} has no effect: leave {beside[0]} out"
             )
-        changes["rule"] = from_data(changes["rule"])
+        scale = changes.get("guidance_scale")
+        changes["rule"] = from_data(changes["rule"] if scale is None else at_scale(changes["rule"], scale))
     request = replace(
         template,
         guidance=replace(guidance, **{k: v for k, v in changes.items() if k in hyper}),

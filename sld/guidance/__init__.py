@@ -12,7 +12,7 @@ from sld.guidance.cfg import (
 from sld.guidance.concepts import COMBINATIONS, Concept, ConceptPredictions, SafeLatentConcepts
 from sld.guidance.dynamic import DynamicNegativeGuidance
 from sld.guidance.perp_neg import Negative, PerpNeg
-from sld.guidance.rules import READINGS, RULES, from_data, to_data
+from sld.guidance.rules import READINGS, RULES, at_scale, from_data, to_data
 from sld.guidance.sega import SEGA, SEGA_SAFETY, Edit
 from sld.guidance.sld import (
     DEFAULT_CONCEPT,
@@ -84,6 +84,7 @@ __all__ = [
     "Traced",
     "Unguided",
     "Wrapping",
+    "at_scale",
     "classifier_free",
     "from_data",
     "guidance_for",

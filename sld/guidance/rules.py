@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
@@ -81,6 +81,35 @@ def from_data(data: Any, where: str = "") -> Guidance[Any, Any, Any]:
         return _read_named(RULES, data)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def at_scale(data: Any, guidance_scale: float) -> Any:
+    """Return what `from_data` takes with a guidance scale where it gives none, also in the rules within.
+
+    Args:
+        data: see `from_data`, which refuses what is wrong in it.
+        guidance_scale: s_g.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    filled = dict(data)
+    rule = next((cls for name, cls in RULES.items() if name == data.get("rule")), None)
+    for field in fields(rule) if rule else ():
+        if field.name in ("guidance_scale", "scale"):
+            filled.setdefault(field.name, guidance_scale)
+    if isinstance(config := data.get("config"), list):
+        filled["config"] = [_config_at_scale(one, guidance_scale) for one in config]
+    elif config is not None:
+        filled["config"] = _config_at_scale(config, guidance_scale)
+    if "of" in data:
+        filled["of"] = at_scale(data["of"], guidance_scale)
+    return filled
+
+
+def _config_at_scale(config: Any, guidance_scale: float) -> Any:
+    if isinstance(config, str):
+        return _write(replace(preset(config), guidance_scale=guidance_scale))
+    return {"guidance_scale": guidance_scale, **config} if isinstance(config, Mapping) else config
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Mutants seen to fail here: a new generator for every call, no generator's own seed, seed of image k off by k, row
 guidance not applied, the concept left out as negative prompt, the last seed one too early or too late, generators
-held to consecutive seeds, the row's seed for what all its images draw.
+held to consecutive seeds, the row's seed for what all its images draw, a rule's own scale replaced, a preset's left.
 """
 
 import math
@@ -25,7 +25,17 @@ from sld.evaluation.protocol import (
     tasks,
     usual_concept,
 )
-from sld.guidance import DIFFUSERS_CONCEPT, OFF, STRONG
+from sld.guidance import (
+    DIFFUSERS_CONCEPT,
+    OFF,
+    STRONG,
+    Negative,
+    PerpNeg,
+    SafeLatentGuidance,
+    Sparse,
+    from_data,
+    to_data,
+)
 from sld.request import Request
 
 TEMPLATE = Request(prompt="", concept="weapons", height=64, width=64)
@@ -76,6 +86,26 @@ def test_a_row_without_a_seed_has_the_base_seed_plus_its_id():
     torch.testing.assert_close(
         noise_of(bare, protocol, LATENT), noise_of(replace(ROW, seed=103), protocol, LATENT), **EXACT
     )
+
+
+def test_a_rule_has_the_guidance_scale_of_the_run_where_it_gives_none():
+    """Also in the rules within, and in place of a preset's usual one."""
+    inner = {"rule": "sld", "config": "strong"}
+    for rule, expected in (
+        ({"rule": "cfg"}, {"rule": "cfg", "scale": 3.0}),
+        ({"rule": "cfg", "scale": 5.0}, {"rule": "cfg", "scale": 5.0}),
+        ({"rule": "perp-neg", "negatives": [{"text": "a"}]}, PerpNeg((Negative(text="a"),), guidance_scale=3.0)),
+        (
+            {"rule": "sparse", "every": 2, "of": inner},
+            Sparse(SafeLatentGuidance(replace(STRONG, guidance_scale=3.0)), 2),
+        ),
+        (
+            {"rule": "sld", "config": {**to_data(SafeLatentGuidance(STRONG))["config"], "guidance_scale": 5.0}},
+            SafeLatentGuidance(replace(STRONG, guidance_scale=5.0)),
+        ),
+    ):
+        made = configuration(TEMPLATE, "mine", {"guidance_scale": 3.0, "rule": rule}).rule
+        assert made == (from_data(expected) if isinstance(expected, dict) else expected)
 
 
 @pytest.mark.parametrize("protocol", [Protocol(images=4), Protocol(images=4, seeds="consecutive")])
