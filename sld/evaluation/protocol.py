@@ -92,7 +92,7 @@ def configuration(template: Request, name: str, settings: Mapping[str, Any]) -> 
     """Return a configuration: the request of every picture, without prompt and seed.
 
     Args:
-            template: fields that settings do not give; its prompt and seed are not used.
+        template: fields that settings do not give; its prompt and seed are not used.
         name: of the configuration, and of the folder of its pictures.
         settings: "preset": "off", one of PRESETS, or "negative", where the concept is the negative prompt instead; and
             any field of `SLDConfig` or `Request` to override. "rule" is a table as `guidance.from_data` reads it, with

@@ -93,7 +93,7 @@ def at_scale(data: Any, guidance_scale: float) -> Any:
     if not isinstance(data, Mapping):
         return data
     filled = dict(data)
-    rule = next((cls for name, cls in RULES.items() if name == data.get("rule")), None)
+    rule: type[Any] | None = next((cls for name, cls in RULES.items() if name == data.get("rule")), None)
     for field in fields(rule) if rule else ():
         if field.name in ("guidance_scale", "scale"):
             filled.setdefault(field.name, guidance_scale)

@@ -55,6 +55,7 @@ class ErasureLoss:
     """
 
     def __init__(self, pipe: Pipeline, concept: str, eta: float) -> None:
+        assert isinstance(pipe.unet, UNet)
         self.pipe = replace(pipe, unet=copy.deepcopy(pipe.unet).requires_grad_(False))
         self.concept = concept
         self.eta = eta
