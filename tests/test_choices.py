@@ -53,7 +53,7 @@ def test_classifiers_and_their_options(name):
 def test_runs():
     assert tuple(PROTOCOLS) == runs.PROTOCOLS
     request = {field.name for field in fields(Request)} - {"prompt", "seed", "guidance", "start"}  # of single pictures
-    assert {field.name for field in fields(runs.Settings)} == request | choices.HYPERPARAMETERS | {"preset"}
+    assert {field.name for field in fields(runs.Settings)} == request | choices.HYPERPARAMETERS | {"preset", "changes"}
 
 
 def test_sweeps_and_figures():
