@@ -202,11 +202,10 @@ def _request(row: Row, config: Request, protocol: Protocol) -> Request:
 
 def noise_of(row: Row, protocol: Protocol, shape: tuple[int, int, int]) -> Tensor:
     """Return the noise (images, c, h, w) of a row's images."""
-    seed = seed_of(row, protocol)
     if protocol.seeds == "consecutive":
-        generators = [torch.Generator().manual_seed(seed + k) for k in range(protocol.images)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(row, protocol)]
         return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(row, protocol))
     calls = [min(CALL, protocol.images - start) for start in range(0, protocol.images, CALL)]
     return torch.cat([torch.randn((n, *shape), generator=generator) for n in calls])
 
