@@ -35,6 +35,6 @@ class Noise:
         return torch.stack([g.get_state() for g in self._generators])
 
     def restore(self, states: Tensor) -> None:
-        """Go on from what `states` returned."""
+        """Go on from what `states` returned, wherever it has been copied since."""
         for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state.clone())  # it reads from the start of the storage
+            generator.set_state(state.to("cpu", copy=True))  # it reads from the start of the storage

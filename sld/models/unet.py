@@ -92,13 +92,13 @@ class UNet(nn.Module):
 
         Args:
             x: latents (r, c, h, w); in inpainting the mask (1 channel) and the latents of what it leaves follow (c).
-            t: their timesteps, () for one that all share, or (r,).
+            t: their timesteps, () for one that all share, or (r,); on any device.
             cond: what their texts say, r rows.
 
         Returns:
             The prediction (r, c, h, w), in the dtype of x.
         """
-        time = self.time(t.expand(len(x)))
+        time = self.time(t.to(x.device).expand(len(x)))
         if self.added_in is not None:
             time = time + self.added(cond)
         time, tokens = F.silu(time), cond.tokens.to(self.dtype)

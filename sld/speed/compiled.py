@@ -53,6 +53,10 @@ def compiled_step(step: S, **options: Any) -> S:
     if options.get("mode") not in ("reduce-overhead", "max-autotune"):
         return compiled
 
+    # Before the first mark, every compiled call counts as a new evaluation and may overwrite what the blocks before it
+    # have left for later ones, as their skip connections.
+    torch.compiler.cudagraph_mark_step_begin()
+
     def copied(*args: Any) -> Any:
         results = tree_map(torch.clone, compiled(*args))
         torch.compiler.cudagraph_mark_step_begin()  # graphs may now overwrite the results of this evaluation

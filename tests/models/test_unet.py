@@ -59,6 +59,17 @@ def a_config(unet: UNetConfig = MINI.unet, vae: VAEConfig = MINI.vae, text: Text
     return ModelConfig("", replace(unet, context=text.width), vae, (text,), MINI.schedule, MINI.defaults)
 
 
+@torch.no_grad()
+def test_a_timestep_of_the_host_goes_to_the_device_of_the_latents():
+    """As in diffusers' network. The device is the meta device. Mutant: features of time where the timestep is."""
+    with torch.device("meta"):
+        unet = UNet(TINY)
+        x, cond = torch.zeros(2, 4, 8, 8), Cond(torch.zeros(2, 7, 16))
+
+    for t in (torch.tensor(981, device="cpu"), torch.tensor([981, 1], device="cpu")):
+        assert unet(x, t, cond).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("config", "unet", "vae"), [(SD15, 859_520_964, 83_653_863), (SD21, 865_910_724, 83_653_863)], ids=["sd15", "sd21"]
 )

@@ -148,6 +148,20 @@ def test_compiling_leaves_the_pipeline_as_it_was_and_shares_its_weights(pipe):
     assert graphs() == before
 
 
+def test_an_evaluation_is_marked_before_the_first_and_after_each_where_there_are_graphs(monkeypatch):
+    """Before the first mark a CUDA graph takes every call for an evaluation, and overwrites the skips of the UNet.
+
+    Mutant: no mark before the first evaluation."""
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append("mark"))
+
+    step = compiled_step(lambda x: marks.append("step") or (x,), mode="reduce-overhead", disable=True)
+    step(torch.zeros(2))
+    step(torch.zeros(2))
+
+    assert marks == ["mark", "step", "mark", "step", "mark"]
+
+
 def test_what_a_step_with_graphs_hands_out_is_never_written_over():
     """Checked where there are no graphs by a step that hands its argument back; without the copy it failed."""
     x = torch.zeros(2)
