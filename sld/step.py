@@ -53,9 +53,9 @@ def advance(
     noises = predictions
     if process.prediction != "eps":
         noises = process.estimate(predictions, x.repeat(len(guidance.conditions), 1, 1, 1), a).eps
-    rows = guidance.split(noises if space == "eps" else predictions)
+    rows = guidance.split(noises if space == "eps" else predictions, len(x))
     guided, guidance_state = guidance(rows, guidance_state, i, params)
     estimate = from_eps(guided, x, a) if space == "eps" else process.estimate(guided, x, a)
     y, sampler_state = sampler.step(i, x, estimate, sampler_state, noise)
-    guidance_state = guidance.moved(guidance.split(noises), guidance_state, i, x, y, a, b, params)
+    guidance_state = guidance.moved(guidance.split(noises, len(x)), guidance_state, i, x, y, a, b, params)
     return y, guidance_state, sampler_state

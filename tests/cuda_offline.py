@@ -23,12 +23,14 @@ import triton
 from compiled_rules import CASES, SHAPE
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
+from torch._dynamo.source import ConstantSource
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -83,17 +85,32 @@ def stand_in_for_the_device() -> None:
     )
 
 
-def lower(function: Callable[..., Any], args: Sequence[Any]) -> str:
-    """Inductor's program for a function of tensors (nested in tuples), as if they were on a GPU."""
+def lower(function: Callable[..., Any], args: Sequence[Any], any_batch: bool = False) -> str:
+    """Inductor's program for a function of tensors (nested in tuples), as if they were on a GPU.
+
+    For any batch, the first size of latents and rows is a symbol for each tensor, as torch.compile has it once a batch
+    has changed.
+    """
     tensors, spec = tree_flatten(args)
-    mode = FakeTensorMode()
+    sizes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=sizes)
+
+    def fake(t: Tensor, k: int) -> Tensor:
+        kinds = [DimDynamic.STATIC] * t.ndim
+        if any_batch and t.ndim == 4:
+            kinds[0] = DimDynamic.DYNAMIC
+        context = StatelessSymbolicContext(dynamic_sizes=kinds)
+        shape = mode.from_tensor(t, source=ConstantSource(f"tensor{k}"), symbolic_context=context).shape
+        with mode:
+            return torch.empty(shape, dtype=t.dtype, device="cuda")
+
+    fakes = [fake(t, k) for k, t in enumerate(tensors)]
     with mode:
-        fakes = [torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in tensors]
         trace = make_fx(
             lambda *flat: tree_flatten(function(*tree_unflatten(flat, spec)))[0],
             decomposition_table=select_decomp_table(),
         )
-        graph = GraphLowering(trace(*fakes), shape_env=None)
+        graph = GraphLowering(trace(*fakes), shape_env=sizes)
     with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         graph.run(*fakes)
         program, _ = graph.codegen()
@@ -170,7 +187,7 @@ def rules() -> dict[str, tuple[Callable[..., Any], Sequence[Any]]]:
     made: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {}
     for name, case in CASES.items():
         rule, x = case.one, torch.zeros(SHAPE)
-        rows = rule.split(torch.zeros(len(rule.conditions) * SHAPE[0], *SHAPE[1:]))
+        rows = rule.split(torch.zeros(len(rule.conditions) * SHAPE[0], *SHAPE[1:]), SHAPE[0])
         made[name] = rule.__call__, (rows, rule.init(x), torch.tensor(8), rule.params(51, SHAPE[0]))
     return made
 
@@ -193,6 +210,9 @@ def main() -> None:
                 "traffic": [traffic(source) for source in kernels.values()],
                 "assembled": {sm: [assemble(s, k, sm) for k, s in kernels.items()] for sm in ARCHITECTURES},
             }
+    for name, (function, args) in cases(torch.float32).items():
+        program = lower(function, args, any_batch=True)
+        report[f"{name}, any batch"] = {"kernels": len(triton_kernels(program)), "launches": launches(program)}
     for name, (function, args) in rules().items():
         program = lower(function, args)
         report[name] = {"kernels": len(triton_kernels(program)), "launches": launches(program)}

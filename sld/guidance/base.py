@@ -63,9 +63,13 @@ class Guidance(ABC, Generic[Rows, State, Params]):
         """
         return {}
 
-    def split(self, predictions: Tensor) -> Rows:
-        """Return the rows of predictions (r * b, c, h, w), which come condition by condition."""
-        return self.named(predictions.chunk(len(self.conditions)))
+    def split(self, predictions: Tensor, b: int) -> Rows:
+        """Return the rows of predictions (r * b, c, h, w) for b images, which come condition by condition.
+
+        A compiler that is told b sees that rows have the shape of the latents, and can put both into one kernel for any
+        batch. It cannot see this of a number of images divided by r.
+        """
+        return self.named(predictions.split(b))
 
     def named(self, predictions: Sequence[Tensor]) -> Rows:
         """Return the rows from one prediction (b, c, h, w) for each condition."""

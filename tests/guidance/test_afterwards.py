@@ -202,7 +202,7 @@ def test_an_idle_row_may_hold_anything(name: str):
             zip(rule.conditions, torch.cat([e.uncond, e.text, *others(e)]).chunk(len(rule.conditions)), strict=True)
         )
         idle = rule.idle(i, STEPS)
-        swapped.append(rule.split(torch.cat([rows["text"] if c in idle else row for c, row in rows.items()])))
+        swapped.append(rule.named([rows["text"] if c in idle else row for c, row in rows.items()]))
     assert_close(run(rule, swapped), run(rule, steps), **EXACT)
     assert rule.idle(3, STEPS) == rule.idle(14, STEPS) == set(rule.conditions) - {"text"}
     assert rule.idle(10, STEPS) == RULES[name].idle(10, STEPS)

@@ -225,7 +225,7 @@ def test_conditions_and_texts_follow_the_concepts():
 def test_predictions_are_split_condition_by_condition():
     """Killed by: uncond and text swapped."""
     (rows,) = concept_rows(3, steps=1)
-    split = rule("sum").split(torch.cat([rows.uncond, rows.text, *rows.concepts]))
+    split = rule("sum").split(torch.cat([rows.uncond, rows.text, *rows.concepts]), len(rows.text))
     assert_close(split, rows, **EXACT)
 
 

@@ -39,7 +39,7 @@ RULES: dict[str, Guidance] = {
 
 
 def split(rule: Guidance, steps: list[ConceptPredictions]) -> list:
-    return [rule.split(torch.cat([e.uncond, e.text, *e.concepts])) for e in steps]
+    return [rule.named([e.uncond, e.text, *e.concepts]) for e in steps]
 
 
 def rows_for(rule: Guidance) -> list[ConceptPredictions]:

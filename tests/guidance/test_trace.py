@@ -75,7 +75,7 @@ def run(rule, rows):
     state, guided = rule.init(x), []
     params = rule.params(len(rows), 2, dtype=x.dtype)
     for i, predicted in enumerate(rows):
-        eps_hat, state = rule(rule.split(predicted), state, torch.tensor(i), params)
+        eps_hat, state = rule(rule.split(predicted, 2), state, torch.tensor(i), params)
         guided.append(eps_hat)
     return torch.stack(guided), state
 
@@ -139,7 +139,7 @@ def test_a_traced_step_compiles_in_one_piece_and_once(pipe, name):
     torch._dynamo.reset()
 
     def step(i, x, predicted, state, after):
-        eps_hat, state = traced(traced.split(predicted), state, i, params)
+        eps_hat, state = traced(traced.split(predicted, len(x)), state, i, params)
         x, after = sampler.step(i, x, Estimate(eps_hat, eps_hat, x - eps_hat), after)
         return x, state, after
 
@@ -169,7 +169,7 @@ def test_a_traced_step_waits_for_no_number(name):
     rows = predictions(traced)[0]
     state, params = traced.init(rows[:2]), traced.params(STEPS, 2, dtype=torch.float64)
     with NoNumbers():
-        traced(traced.split(rows), state, i, params)
+        traced(traced.split(rows, 2), state, i, params)
 
 
 # --- what is measured
@@ -253,7 +253,7 @@ def test_concepts_that_are_past_their_warmup_act_before_the_others():
 def test_the_mask_of_every_reading_is_read_off_to_the_bit(reading):
     """Killed by: rows of which e_S - e_0 is not 1, gamma folded with the run's own beta."""
     rule = SafeLatentGuidance((SOFT, STRONG), reading=READINGS[reading])
-    rows, params = rule.split(predictions(rule)[0].float()), rule.params(STEPS, 2)
+    rows, params = rule.split(predictions(rule)[0].float(), 2), rule.params(STEPS, 2)
     own = printed_mask if READINGS[reading] is clamp_as_printed else safety_mask
     (mu,) = rule.masks(rows, params)
     assert_close(mu, own(rows, params), **EXACT)
@@ -328,7 +328,7 @@ def test_an_image_has_the_same_trace_in_any_batch():
         x = rows[0][:1]
         state, params = traced.init(x), traced.params(STEPS, 1, dtype=x.dtype)
         for i, predicted in enumerate(rows):
-            _, state = traced(traced.split(predicted[b::2]), state, i, params)
+            _, state = traced(traced.split(predicted[b::2], 1), state, i, params)
         for name, value in state.trace._asdict().items():
             assert_close(value[:, 0], getattr(together, name)[:, b], **ALGORITHM, equal_nan=True)
 
@@ -362,7 +362,7 @@ def test_a_table_has_a_row_for_every_number_that_was_measured(tmp_path):
     traced = Traced(rule, STEPS, {"left": torch.eye(4)})
     state, params = traced.init(rows[0][:2]), traced.params(STEPS, 2, dtype=torch.float64)
     for i in range(3):  # of 8
-        _, state = traced(traced.split(rows[i]), state, i, params)
+        _, state = traced(traced.split(rows[i], 2), state, i, params)
     trace = traced.taken(state)
     trace.write_csv(tmp_path / "trace.csv")
     table = list(csv.DictReader((tmp_path / "trace.csv").open()))

@@ -98,7 +98,7 @@ def test_the_inner_rule_learns_where_the_sampler_went(wrap):
     wrapping, x, y = wrap(rule), e.text, 0.9 * e.text + 0.1 * e.uncond
     a, b = (Level.of(torch.tensor(alpha_bar, dtype=torch.float64)) for alpha_bar in (0.5, 0.6))
     expected = rule.moved(e, rule.init(x), 0, x, y, a, b, rule.params(STEPS, 2, dtype=x.dtype))
-    params, rows = wrapping.params(STEPS, 2, dtype=x.dtype), wrapping.split(torch.cat([e.uncond, e.text, *e.concepts]))
+    params, rows = wrapping.params(STEPS, 2, dtype=x.dtype), wrapping.named([e.uncond, e.text, *e.concepts])
     assert_close(wrapping.moved(rows, wrapping.init(x), 0, x, y, a, b, params).rule, expected, **EXACT)
     assert expected.log_ratio.any()
 
@@ -132,6 +132,6 @@ def test_a_trace_of_a_rule_that_does_not_answer_is_refused_with_the_remedy():
         Traced(Untraceable(), STEPS)
     within = Traced(Composed(Untraceable()), STEPS)
     (e,) = concept_rows(0, steps=1)
-    rows, params = within.split(torch.cat([e.uncond, e.text])), within.params(STEPS, 2, dtype=e.text.dtype)
+    rows, params = within.named([e.uncond, e.text]), within.params(STEPS, 2, dtype=e.text.dtype)
     with pytest.raises(ValueError, match=remedy):
         within(rows, within.init(e.text), 0, params)
