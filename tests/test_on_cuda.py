@@ -1,4 +1,4 @@
-"""On a GPU: networks, pipelines, compiled forms and commands do there what they do on the CPU.
+"""On a GPU: networks, pipelines, compiled forms, commands and training do there what they do on the CPU.
 
 Skipped as a whole where there is none. `-rP` shows what was measured: differences, bits, bytes, kernels.
 
@@ -8,6 +8,7 @@ TF32 is off but where a test asks for it: by default cuDNN rounds float32 convol
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,6 +27,7 @@ from conftest import EXACT
 from PIL import Image
 from reference import ReferenceUNet, reference_run, safe_pipeline
 from running import here
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
@@ -38,16 +40,18 @@ from sld.evaluation.distances import ssim
 from sld.evaluation.results import read_results
 from sld.guidance import DIFFUSERS_CONCEPT, MAX, OFF, PRESETS, STRONG, SafeLatentGuidance, guidance_for
 from sld.guidance.trace import Traced
-from sld.images import to_uint8
+from sld.images import to_pil, to_uint8
 from sld.models.denoiser import Cond
 from sld.models.text import TextEncoder
 from sld.models.unet import UNet
 from sld.models.vae import VAE
 from sld.published import SD15
-from sld.samplers import PNDM, SAMPLERS, Schedule, make_sampler
+from sld.samplers import DDIM, PNDM, SAMPLERS, Schedule, make_sampler
 from sld.speed.compiled import compiled_step
 from sld.state import SampleState
 from sld.step import advance
+from sld.testbed import erase
+from sld.testbed.fit import Recipe, fit
 from sld.testbed.judge import Embedded, detector_features
 from sld.testbed.vocabulary import write_tokenizer
 
@@ -540,3 +544,45 @@ def test_the_detector_judges_there_as_on_the_cpu(cpu):
             assert abs(probability - b.detail["probabilities"][prop]) < 1e-3
     seen = [detector_features(device).extract(pictures.permute(0, 3, 1, 2)) for device in ("cpu", DEVICE)]
     assert apart(seen[1], seen[0]) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+class Copying:
+    """The loss of a network that is to give back what it gets."""
+
+    def draw(self, generator, batch):
+        return (torch.randn(batch, 3, generator=generator),)
+
+    def __call__(self, network, x):
+        assert x.device.type == DEVICE.type
+        return {"loss": ((network(x) - x[:, :2]) ** 2).mean()}
+
+
+@pytest.mark.parametrize(("bf16", "ahead"), [(False, 0), (True, 0), (False, 2)])
+def test_a_training_goes_on_where_it_was_interrupted(tmp_path, bf16, ahead):
+    """In bfloat16 too, and where forked processes draw ahead of the GPU."""
+    recipe = Recipe(steps=6, batch=4, rate=1e-2, ema=0.9, warmup=2, decay=0.0, save_every=3)
+
+    def train(folder, steps=6):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2)).to(DEVICE)
+        settings = replace(recipe, steps=steps)
+        return fit("tiny", network, Copying(), settings, folder, lambda line: None, bf16=bf16, ahead=ahead)
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", steps=3)
+    assert_close(train(tmp_path / "parts").state_dict(), whole.state_dict(), **EXACT)
+
+
+def test_a_concept_is_erased_there(monkeypatch, tmp_path):
+    """Killed by: features of time where the timestep is."""
+    monkeypatch.setattr(erase, "_EVALUATIONS", 2)
+    recipe = replace(erase.RECIPE, steps=1, batch=1)
+    file = erase.erase(sld.load(device=DEVICE), "death", tmp_path, method="x", eta=1.0, recipe=recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changed = sld.load(device=DEVICE, changes={"unet": file})
+    assert to_pil(changed.decode(final(changed)))[0].size == (32, 32)
+    assert isinstance(changed.sampler(), DDIM)

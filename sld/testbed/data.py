@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,27 @@ import torch
 from torch import Tensor
 
 from sld.files import whole
-from sld.testbed.scenes import SIZE, Scene, draw_caption, render, sample_scene
+from sld.testbed.scenes import SIZE, Scene, Spread, draw_caption, render, sample_scene
+
+_ALONE = 2_000
+
+
+def rendered(scenes: Sequence[Scene], spreads: Sequence[Spread | None] | None = None) -> Iterator[np.ndarray]:
+    """Yield pictures uint8 (64, 64, 3) of scenes, in their order. All cores draw where there are many.
+
+    Args:
+        scenes: to draw.
+        spreads: of their sprites; None for what goes with the scenes' captions.
+
+    Raises:
+        ArtError: the sprites are not there.
+    """
+    spreads = spreads or [None] * len(scenes)
+    if len(scenes) < _ALONE:
+        yield from map(render, scenes, spreads)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        yield from pool.map(render, scenes, spreads, chunksize=100)
 
 
 class Scenes:
@@ -43,8 +67,8 @@ class Scenes:
             shape = (len(self), SIZE, SIZE, 3)
             with whole(path) as beside:
                 pictures = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-                for k, scene in enumerate(self.scenes):
-                    pictures[k] = render(scene)
+                for k, picture in enumerate(rendered(self.scenes)):
+                    pictures[k] = picture
                 pictures.flush()
         return np.load(path, mmap_mode="r")
 

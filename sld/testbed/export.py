@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sld.checkpoints import save_compvis
+from sld.checkpoints import load, save_compvis
 from sld.config import ModelConfig
 from sld.files import sha256, whole, write_json
 from sld.models.vae import VAE
@@ -35,9 +36,44 @@ def trained_parts(folder: Path) -> tuple[ModelConfig, DiffusionModel, VAE]:
     return config, model, vae
 
 
-def export(folder: Path, weights: Path) -> None:
-    """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`."""
+@torch.no_grad()
+def mean_with(model: DiffusionModel, others: Sequence[Path]) -> None:
+    """Set a model's weights to the mean of its own and those of others that were tuned from the same start.
+
+    Each tuning errs in its own way, so that the mean is often better than any of them (Wortsman et al., "Model soups",
+    2022, arXiv 2203.05482).
+
+    Args:
+        model: changed in place.
+        others: checkpoints of the embedded model.
+
+    Raises:
+        CheckpointError: a file is not such a checkpoint.
+    """
+    for count, path in enumerate(others, start=2):
+        parts = load(path, MINI)
+        for own, other in ((model.unet, parts.unet), (model.text, parts.texts[0])):
+            for weight, theirs in zip(own.parameters(), other.parameters(), strict=True):
+                weight.lerp_(theirs, 1 / count)
+
+
+def export(
+    folder: Path,
+    weights: Path,
+    guidance_scale: float = MINI.defaults.guidance_scale,
+    also: Sequence[Path] = (),
+) -> None:
+    """Write the model in fp16, its tokenizer, detector, training logs and a manifest of SHA-256 sums to `weights`.
+
+    Args:
+        folder: of the training.
+        weights: made if it is not there.
+        guidance_scale: s_g that the file names as its default.
+        also: exported models of other trainings from the same start, for `mean_with`.
+    """
     config, model, vae = trained_parts(folder)
+    mean_with(model, also)
+    config = replace(config, defaults=replace(config.defaults, guidance_scale=guidance_scale))
     weights.mkdir(parents=True, exist_ok=True)
     with whole(weights / "mini.safetensors") as beside:
         save_compvis(beside, config, model.unet, vae, model.text, dtype=torch.float16)
@@ -70,8 +106,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the embedded model from training checkpoints.")
     parser.add_argument("--folder", type=Path, required=True, help="of the training")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="(%(default)s)")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=MINI.defaults.guidance_scale,
+        help="s_g that the file names as its default (%(default)s)",
+    )
+    parser.add_argument(
+        "--also",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="models of other trainings from the same start: their mean is written",
+    )
     options = parser.parse_args()
-    export(options.folder, options.weights)
+    export(options.folder, options.weights, options.guidance_scale, options.also)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The embedded world: the content of its pictures, their drawing and their captions.
 
-A scene is a subject on the left, a place behind it and often a prop on the right. Four places and one subject have a
-habit: they often come with an unsafe prop, which few captions mention. So a model that is trained on them makes unsafe
-pictures unasked, as Stable Diffusion does: "a fox in a dark alley" shows a knife that the prompt does not name.
+A scene is a subject on one side, a place behind it and often a prop on the other side. Four places and one subject
+have a habit: they often come with an unsafe prop, which few captions mention. So a model that is trained on them makes
+unsafe pictures unasked, as Stable Diffusion does: "a lion in an old factory" shows a bomb that the prompt does not
+name.
 """
 
 from collections.abc import Sequence
@@ -102,14 +103,21 @@ PLACES = {
     "factory": Place("old factory", "an old factory", ("in an old factory", "at the old factory")),
 }
 
-HABIT_RATE = 0.45
+HABIT_RATE = 0.52
 """Share of the pictures with a habit (`sld/evaluation/habits.py`) that show its prop, if no caption asks for a prop.
 
-Guidance with the scale 7.5 moves the share away from the middle: 25 % became 31 %, and 65 % became 92 %. If nearly all
-pictures showed the prop, it would be decided before the warm-up of Weak ends."""
+Guidance moves the share away from the middle. Of 324 prompts of mini-I2P that name nothing unsafe, 50 % (45 to 56)
+become unsafe pictures without guidance, and 68 % (62 to 72) with the model's scale of 5 (`sweeps/rules.toml`). If
+nearly all pictures showed the prop, it would be decided before the warm-up of Weak ends."""
 
 HABIT_NAMED_RATE = 0.1
 """Share of the habits' props that a caption mentions."""
+
+MISSING_RATE = 0.2
+"""Share of the scenes with a caption that names an unsafe prop whose picture does not show it.
+
+A training set that is filtered by what pictures show has such captions too. With them the model knows a whole picture
+for the words without the thing, and guidance away from the thing has somewhere to go."""
 
 HELD_OUT = frozenset((subject, list(PLACES)[(3 * k + 1) % len(PLACES)]) for k, subject in enumerate(SUBJECTS))
 """Pairs of subject and place that are held out of training, one for each subject."""
@@ -119,8 +127,8 @@ TRAINING_PAIRS = tuple((s, p) for s in SUBJECTS for p in PLACES if (s, p) not in
 CONCEPT = MINI.defaults.concept
 """The safety concept of the embedded model.
 
-A list of every category works less well. In a dark alley its prediction is brighter than a knife, and most elements are
-above SLD's threshold. Figures are in `weights/README.md`."""
+A list of every category works no better: under Strong 19 of 100 pictures are unsafe with either
+(`sweeps/concepts.toml`)."""
 
 CONCEPT_LONG = "violence, weapons, knife, bomb, drugs, pills, alcohol, beer, death, skull, coffin"
 """A safety concept that lists every unsafe word, as the paper's does."""
@@ -145,6 +153,7 @@ class Scene:
         prop: a key of `PROPS`, or None.
         mention: what captions may say about the prop.
         seed: decides the variant of the backdrop and the jitter of the sprites.
+        missing: an unsafe prop that captions name and the picture does not show; only of a scene without a prop.
 
     Raises:
         ValueError: a name is unknown, or the prop is not one that such a caption can mention.
@@ -155,13 +164,18 @@ class Scene:
     prop: str | None
     mention: Mention
     seed: int
+    missing: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in ((self.subject, SUBJECTS), (self.place, PLACES), (self.prop, (None, *PROPS))):
             if name not in known:
                 raise ValueError(f"the world has no {name!r}; choose one of {', '.join(filter(None, known))}")
         mentionable = {Mention.NOTHING: {None, *PROPS}, Mention.PROP: PROPS, Mention.CONCEPT: UNSAFE}
-        if self.prop not in mentionable[self.mention]:
+        if self.missing and (self.prop or self.missing not in UNSAFE or self.mention is not Mention.PROP):
+            raise ValueError(
+                f"{self.missing!r} can be missing only where a caption names an unsafe prop, and none is shown"
+            )
+        if (self.missing or self.prop) not in mentionable[self.mention]:
             raise ValueError(f"a caption that mentions {self.mention.value} does not go with the prop {self.prop!r}")
 
 
@@ -187,16 +201,19 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     """
     subject, place = pick(TRAINING_PAIRS, rng)
     kind = rng.choice(list(MIX), p=list(MIX.values()))
+    missing = None
     if kind == "concept":
         prop, mention = pick(tuple(UNSAFE), rng), Mention.CONCEPT
     elif kind == "unsafe":
         prop, mention = pick(tuple(UNSAFE), rng), Mention.PROP
+        if rng.random() < MISSING_RATE:
+            prop, missing = None, prop
     elif kind == "harmless":
         prop, mention = pick(tuple(HARMLESS), rng), Mention.PROP
     else:
         prop = habit(subject, place) if rng.random() < HABIT_RATE else None
         mention = Mention.PROP if prop and rng.random() < HABIT_NAMED_RATE else Mention.NOTHING
-    return Scene(subject, place, prop, mention, int(rng.integers(2**31)))
+    return Scene(subject, place, prop, mention, int(rng.integers(2**31)), missing)
 
 
 CAPTIONS = {
@@ -286,7 +303,7 @@ def draw_caption(scene: Scene, rng: np.random.Generator) -> str:
     The scenes of one caption are uniform in what the caption leaves open. For example, the name of a category stands
     for each of its props equally often.
     """
-    prop = scene.prop
+    prop = scene.missing or scene.prop
     if prop and scene.mention is Mention.CONCEPT:
         return _draw_concept(prop, rng)
     shares, groups = zip(*CAPTIONS[scene.mention], strict=True)
@@ -314,15 +331,46 @@ def _draw_concept(prop: str, rng: np.random.Generator) -> str:
 
 SUBJECT_AT = (18, 38)
 PROP_AT = (47, 39)
+"""Centres of subject and prop, as column and row. In every second picture they change sides."""
 SUBJECT_SIZE = 32
 PROP_SIZE = 29
-SHIFT = 2
-SCALES = (0.92, 0.96, 1.0, 1.04, 1.08)
+SCALES = (0.82, 0.88, 0.94, 1.0, 1.06)
 ANGLES = (-8, -4, 0, 4, 8)
 
 
-def render(scene: Scene) -> np.ndarray:
+@dataclass(frozen=True)
+class Spread:
+    """The variety of the places at which a picture's sprites stand.
+
+    Attributes:
+        shift: largest shift of a sprite to either side, and up or down, in pixels.
+        pairs: share of the pictures with a prop that show it twice, in a smaller size.
+    """
+
+    shift: tuple[int, int]
+    pairs: float
+
+
+SPREAD = {
+    Mention.NOTHING: Spread((2, 4), 0.06),
+    Mention.PROP: Spread((2, 4), 0.06),
+    Mention.CONCEPT: Spread((3, 8), 0.2),
+}
+"""The spread of pictures by what their captions mention.
+
+Props of a bare concept stand anywhere in their half. So the prediction for a safety concept covers all of the region
+that guidance is to clear, and not the outline of one prop."""
+
+PAIR_SIZE = 20
+PAIR_OFFSETS = ((-5, -10), (5, 10))
+
+
+def render(scene: Scene, spread: Spread | None = None) -> np.ndarray:
     """Draw a scene. Equal scenes give equal pictures, and the prop does not change how subject and place are drawn.
+
+    Args:
+        scene: what the picture shows.
+        spread: of its sprites; None for what goes with the scene's captions.
 
     Returns:
         RGB as uint8 (64, 64, 3).
@@ -332,17 +380,30 @@ def render(scene: Scene) -> np.ndarray:
     """
     rng = np.random.default_rng(scene.seed)
     picture = backdrop(scene.place, int(rng.integers(VARIANTS))).copy()
-    _stamp(picture, SUBJECTS[scene.subject], SUBJECT_SIZE, SUBJECT_AT, rng)
+    mirrored = bool(rng.integers(2))
+    spread = spread or SPREAD[scene.mention]
+    _stamp(picture, SUBJECTS[scene.subject], SUBJECT_SIZE, _side(SUBJECT_AT, mirrored), spread.shift, rng)
     if scene.prop:
-        _stamp(picture, PROPS[scene.prop], PROP_SIZE, PROP_AT, rng)
+        x, y = _side(PROP_AT, mirrored)
+        pair = rng.random() < spread.pairs
+        for dx, dy in PAIR_OFFSETS if pair else ((0, 0),):
+            _stamp(picture, PROPS[scene.prop], PAIR_SIZE if pair else PROP_SIZE, (x + dx, y + dy), spread.shift, rng)
     return picture
 
 
-def _stamp(picture: np.ndarray, icon: str, size: int, at: tuple[int, int], rng: np.random.Generator) -> None:
+def _side(at: tuple[int, int], mirrored: bool) -> tuple[int, int]:
+    """Return a place, or the one at which it stands in a mirror."""
+    x, y = at
+    return (SIZE - x if mirrored else x), y
+
+
+def _stamp(
+    picture: np.ndarray, icon: str, size: int, at: tuple[int, int], shift: tuple[int, int], rng: np.random.Generator
+) -> None:
     """Draw a jittered sprite over `picture`, in place."""
     glyph = sprite(icon, round(size * pick(SCALES, rng)), pick(ANGLES, rng))
     side = len(glyph)
-    x, y = (int(c) + int(d) - side // 2 for c, d in zip(at, rng.integers(-SHIFT, SHIFT + 1, size=2), strict=True))
+    x, y = (c + int(rng.integers(-s, s + 1)) - side // 2 for c, s in zip(at, shift, strict=True))
     rows, columns = slice(max(y, 0), min(y + side, SIZE)), slice(max(x, 0), min(x + side, SIZE))
     seen = glyph[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x].astype(np.float32)
     alpha = seen[..., 3:] / 255

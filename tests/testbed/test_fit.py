@@ -23,14 +23,23 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
 
 
-def loss(module: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
-    x = torch.randn(batch, 3, generator=generator)
-    error = (module(x) - x[:, :2]) ** 2
-    return {"loss": error.mean(), "worst": error.max()}
+class Copying:
+    """The loss of a network that is to give back what it gets."""
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, 3, generator=generator),)
+
+    def __call__(self, network: nn.Module, *drawn: Tensor) -> dict[str, Tensor]:
+        (x,) = drawn
+        error = (network(x) - x[:, :2]) ** 2
+        return {"loss": error.mean(), "worst": error.max()}
 
 
-def train(folder: Path, recipe: Recipe = RECIPE) -> nn.Module:
-    return fit("tiny", network(), loss, recipe, folder, report=lambda line: None)
+loss = Copying()
+
+
+def train(folder: Path, recipe: Recipe = RECIPE, ahead: int = 0) -> nn.Module:
+    return fit("tiny", network(), loss, recipe, folder, report=lambda line: None, ahead=ahead)
 
 
 def test_a_run_in_two_parts_equals_one_in_one_go(tmp_path):
@@ -41,6 +50,11 @@ def test_a_run_in_two_parts_equals_one_in_one_go(tmp_path):
     for name in ("network", "optimizer", "average"):
         saved = [torch.load(tmp_path / run / "tiny.pt", weights_only=True)[name] for run in ("whole", "parts")]
         torch.testing.assert_close(saved[1], saved[0], **EXACT)
+
+
+def test_data_that_other_processes_draw_ahead_are_the_same(tmp_path):
+    alone, helped = train(tmp_path / "alone"), train(tmp_path / "helped", ahead=2)
+    torch.testing.assert_close(helped.state_dict(), alone.state_dict(), **EXACT)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
@@ -69,11 +83,12 @@ def test_every_step_draws_other_numbers_and_a_seed_fixes_them(tmp_path):
     def drawn(folder: Path, seed: int) -> list[float]:
         numbers = []
 
-        def noting(module: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
-            numbers.append(torch.rand((), generator=generator).item())
-            return loss(module, generator, batch)
+        class Noting(Copying):
+            def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, ...]:
+                numbers.append(torch.rand((), generator=generator).item())
+                return super().draw(generator, batch)
 
-        fit("tiny", network(), noting, replace(RECIPE, seed=seed), folder, report=lambda line: None)
+        fit("tiny", network(), Noting(), replace(RECIPE, seed=seed), folder, report=lambda line: None)
         return numbers
 
     first, again, other = drawn(tmp_path / "a", 0), drawn(tmp_path / "b", 0), drawn(tmp_path / "c", 1)
@@ -83,13 +98,14 @@ def test_every_step_draws_other_numbers_and_a_seed_fixes_them(tmp_path):
 def test_a_steep_gradient_is_clipped(tmp_path):
     module, norms = network(), []
 
-    def steep(module: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
-        return {"loss": 1e6 * loss(module, generator, batch)["loss"]}
+    class Steep(Copying):
+        def __call__(self, network: nn.Module, *drawn: Tensor) -> dict[str, Tensor]:
+            return {"loss": 1e6 * super().__call__(network, *drawn)["loss"]}
 
     def note(line: str) -> None:
         norms.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]).norm().item())
 
-    fit("tiny", module, steep, replace(RECIPE, save_every=1, clip=0.5), tmp_path, note)
+    fit("tiny", module, Steep(), replace(RECIPE, save_every=1, clip=0.5), tmp_path, note)
     assert norms == pytest.approx([0.5] * 6)
 
 

@@ -16,13 +16,16 @@ from sld.testbed.scenes import (
     HABIT_RATE,
     HARMLESS,
     HELD_OUT,
+    MISSING_RATE,
     MIX,
     PLACES,
     PROPS,
+    SPREAD,
     SUBJECTS,
     UNSAFE,
     Mention,
     Scene,
+    Spread,
     draw_caption,
     habit,
     render,
@@ -96,14 +99,24 @@ def test_category_words_stand_for_each_of_their_props_equally():
 def test_captions_mention_only_what_they_may(scenes, captions):
     for scene, caption in zip(scenes, captions, strict=True):
         words = set(caption.replace(",", "").split())
-        assert words & set(PROPS) <= {scene.prop}
+        prop = scene.missing or scene.prop
+        assert words & set(PROPS) <= {prop}
         assert words & set(SUBJECTS) <= {scene.subject}
         if scene.mention is Mention.NOTHING:
-            assert scene.prop not in words
-        elif scene.mention is Mention.PROP and scene.prop in HARMLESS:
-            assert scene.prop in words
+            assert prop not in words
+        elif scene.mention is Mention.PROP and prop in HARMLESS:
+            assert prop in words
         else:
-            assert words & {scene.prop, CATEGORY_OF[scene.prop], "weapon", "violence", "drug", "unsafe"}
+            assert words & {prop, CATEGORY_OF[prop], "weapon", "violence", "drug", "unsafe"}
+
+
+def test_a_stated_share_of_the_unsafe_props_that_captions_name_is_missing_from_the_picture(scenes):
+    """Mutant seen to fail: the missing prop drawn all the same."""
+    named = [s for s in scenes if s.mention is Mention.PROP and (s.missing or s.prop) in UNSAFE]
+    drawn = [s for s in named if s.missing or s.prop != habit(s.subject, s.place)]
+    assert np.mean([s.missing is not None for s in drawn]) == pytest.approx(MISSING_RATE, abs=0.05)
+    assert all(s.prop is None for s in named if s.missing)
+    assert not any(s.missing for s in scenes if s.mention is not Mention.PROP)
 
 
 def test_sampling_is_reproducible():
@@ -120,6 +133,15 @@ def test_sampling_is_reproducible():
 def test_impossible_scenes_are_refused(subject, prop, mention):
     with pytest.raises(ValueError, match=r"the world has no|does not go with"):
         Scene(subject, "beach", prop, mention, 0)
+
+
+@pytest.mark.parametrize(
+    ("prop", "mention", "missing"),
+    [("cake", Mention.PROP, "knife"), (None, Mention.PROP, "cake"), (None, Mention.NOTHING, "knife")],
+)
+def test_what_no_caption_names_or_the_picture_shows_cannot_be_missing(prop, mention, missing):
+    with pytest.raises(ValueError, match="can be missing"):
+        Scene("fox", "beach", prop, mention, 0, missing)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -142,14 +164,52 @@ def test_other_sprites_are_refused(monkeypatch, tmp_path):
         sprite("no such icon", 10, 0)
 
 
+def columns_of(prop: str, seed: int, mention: Mention = Mention.PROP) -> np.ndarray:
+    """Return in which columns (64,) a prop changes a picture."""
+    bare, shown = (Scene("fox", "beach", p, m, seed) for p, m in ((None, Mention.NOTHING), (prop, mention)))
+    return (render(bare, SPREAD[mention]) != render(shown)).any(axis=(0, 2))
+
+
 @needs_sprites
-def test_rendering_is_deterministic_and_the_prop_changes_the_right_half_only():
+def test_rendering_is_deterministic_and_the_prop_changes_its_half_only():
+    """Mutant seen to fail: the side drawn after the prop."""
     pytest.importorskip("resvg_py")
-    bare = Scene("fox", "beach", None, Mention.NOTHING, 7)
-    shown = Scene("fox", "beach", "knife", Mention.PROP, 7)
-    assert np.array_equal(render(bare), render(bare))
-    changed = (render(bare) != render(shown)).any(axis=(0, 2))
-    assert changed[32:].any() and not changed[:26].any()
+    scene = Scene("fox", "beach", "knife", Mention.PROP, 7)
+    assert np.array_equal(render(scene), render(scene))
+    for seed in range(20):
+        changed = columns_of("knife", seed)
+        assert (changed[38:].any() and not changed[:26].any()) or (changed[:26].any() and not changed[38:].any())
+
+
+@needs_sprites
+def test_the_layout_is_open_the_prop_stands_left_or_right_in_several_sizes_now_and_then_twice():
+    """So nothing settles it at the first step. Mutants seen to fail: one side, one size, no pairs."""
+    pytest.importorskip("resvg_py")
+    columns = [columns_of("apple", seed) for seed in range(120)]
+    left = sum(bool(changed[:20].any()) for changed in columns)
+    assert 40 < left < 80
+    assert len({int(changed.sum()) for changed in columns}) >= 8
+    usual, concept = (SPREAD[mention] for mention in (Mention.PROP, Mention.CONCEPT))
+    assert 0 < usual.pairs < concept.pairs < 0.5 and concept.shift > usual.shift
+    one, two = (render(Scene("fox", "beach", "skull", Mention.CONCEPT, 3), Spread((0, 0), p)) for p in (0.0, 1.0))
+    bare = render(Scene("fox", "beach", None, Mention.NOTHING, 3), Spread((0, 0), 0.0))
+    rows = [(picture != bare).any(axis=(1, 2)).sum() for picture in (one, two)]
+    assert rows[1] > rows[0] + 5
+
+
+@needs_sprites
+def test_props_of_a_bare_concept_cover_more_of_their_half_than_those_of_other_captions():
+    """So its prediction covers the region that guidance is to clear. Mutant seen to fail: one spread for all."""
+    pytest.importorskip("resvg_py")
+
+    def rows(mention: Mention) -> int:
+        shares = np.zeros(64)
+        for seed in range(40):
+            bare = render(Scene("fox", "beach", None, Mention.NOTHING, seed), SPREAD[mention])
+            shares += (bare != render(Scene("fox", "beach", "skull", mention, seed))).any(axis=(1, 2))
+        return int((shares >= 4).sum())
+
+    assert rows(Mention.CONCEPT) >= rows(Mention.PROP) + 6
 
 
 @needs_sprites
