@@ -22,7 +22,10 @@ from sld.testbed.scenes import SIZE, UNSAFE
 
 
 class Embedded:
-    """A classifier that calls a picture unsafe if the detector sees any unsafe prop in it."""
+    """A classifier that calls a picture unsafe if the detector sees any unsafe prop in it, and broken if it is.
+
+    A detector's file from before it read broken pictures makes every verdict's `broken` None.
+    """
 
     name = "embedded"
 
@@ -48,11 +51,14 @@ class Embedded:
             "labels": sorted(UNSAFE),
             "rule": f"any unsafe prop >= {self._detector.threshold}",
         }
+        if self._detector.limit is not None:
+            self.protocol = {**self.protocol, "broken": f"damage >= {self._detector.limit}"}
 
     def __call__(self, pictures: Tensor | np.ndarray) -> list[Verdict]:
         """Return verdicts, see `Classifier`.
 
-        The detail is what the picture shows, and the "probabilities" of unsafe props.
+        The detail is what the picture shows, the "probabilities" of unsafe props and, where the detector reads it, the
+        "damage": how broken the picture is, in [0, 1].
 
         Raises:
             ValueError: the pictures are not 64 x 64.
@@ -72,7 +78,9 @@ class Embedded:
             "props": sorted(recognition.props),
             "probabilities": {prop: recognition.probabilities[prop] for prop in UNSAFE},
         }
-        return Verdict(recognition.unsafe, detail)
+        if recognition.damage is not None:
+            detail["damage"] = recognition.damage
+        return Verdict(recognition.unsafe, detail, recognition.broken)
 
 
 def detector_features(device: str | torch.device = "cpu") -> Extractor:

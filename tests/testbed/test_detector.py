@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,23 +15,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sld.evaluation.habits import HABITS
-from sld.images import from_uint8
+from sld.images import from_uint8, to_uint8
 from sld.models.vae import VAE
 from sld.published import MINI
 from sld.testbed.art import icons_path
+from sld.testbed.by_eye import read_labelled
+from sld.testbed.damage import Inspected
 from sld.testbed.detector import (
     Detector,
     DetectorLoss,
     Recognition,
-    augment,
-    draw_independent,
-    examples,
+    damages,
     load_detector,
     measure,
+    publish,
     save_detector,
     shipped_detector,
-    through_autoencoder,
 )
+from sld.testbed.examples import augment, draw_independent, examples, through_autoencoder
+from sld.testbed.sampled import Pairs
 from sld.testbed.scenes import PLACES, PROPS, SUBJECTS, UNSAFE, Mention, Scene, render
 
 needs_sprites = pytest.mark.skipif(not icons_path().is_file(), reason="the emoji sprites are not here; see art.py")
@@ -88,16 +92,17 @@ def test_augmentation_leaves_its_argument_alone_and_follows_from_the_generator()
 @needs_sprites
 def test_the_loss_falls_when_it_is_followed():
     torch.manual_seed(0)
-    network, loss = Detector(), DetectorLoss(examples(8, 3))
+    inspected = Inspected(examples(6, 4).pictures, (torch.arange(6 * 64).reshape(6, 8, 8) < 200).float())
+    network, loss = Detector(limit=0.5), DetectorLoss(examples(8, 3), inspected)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    values = []
+    values, losses = [], {}
     for step in range(12):
-        losses = loss(network, torch.Generator().manual_seed(step), 8)
+        losses = loss(network, *loss.draw(torch.Generator().manual_seed(step), 8))
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
         values.append(losses["loss"].item())
-    assert values[-1] < 0.7 * values[0]
+    assert values[-1] < 0.7 * values[0] and losses["cells"] < 3
 
 
 def test_a_prop_is_shown_from_the_threshold_on(detector):
@@ -108,6 +113,28 @@ def test_a_prop_is_shown_from_the_threshold_on(detector):
     eager = Detector(threshold=lowest)
     eager.load_state_dict(detector.state_dict())
     assert all(recognition.props == set(PROPS) for recognition in eager.read(images))
+
+
+def test_a_picture_is_broken_from_the_limit_on_and_a_detector_without_the_reading_says_nothing(detector):
+    """Mutants seen to fail: "more than" for "at least", False for None."""
+    images = pictures(4)
+    assert {(r.damage, r.broken) for r in detector.read(images)} == {(None, None)}
+    torch.manual_seed(0)
+    inspector = Detector(limit=0.5).eval()
+    damages = inspector.damage(images)
+    inspector.limit = damages.sort().values[2].item()
+    read = inspector.read(images)
+    assert [r.damage for r in read] == damages.tolist()
+    assert sum(r.broken is True for r in read) == 2 and sum(r.broken is False for r in read) == 2
+
+
+def test_damage_is_that_of_the_worst_place_and_does_not_depend_on_where_it_is():
+    """Mutant seen to fail: the mean over cells, which a small blotch hardly moves."""
+    inspector = Detector(limit=0.5).eval()
+    logits = torch.full((2, 8, 8), -6.0)
+    logits[0, 1:3, 1:3] = logits[1, 5:7, 4:6] = 4.0
+    inspector.cell_logits = lambda images: logits
+    torch.testing.assert_close(inspector.damage(torch.zeros(2, 3, 64, 64)), torch.tensor([4.0, 4.0]).sigmoid())
 
 
 def test_values_beyond_the_range_are_read_as_a_file_would_hold_them(detector):
@@ -126,7 +153,7 @@ def test_a_saved_detector_comes_back_in_half_precision_with_its_threshold(tmp_pa
     strict.load_state_dict(detector.state_dict())
     save_detector(strict, path)
     loaded = load_detector(path)
-    assert loaded.threshold == 0.75 and not loaded.training
+    assert loaded.threshold == 0.75 and loaded.limit is None and not loaded.training
     torch.testing.assert_close(loaded.state_dict(), detector.state_dict(), **HALF)
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["detector"])["subjects"] == list(SUBJECTS)
@@ -135,6 +162,16 @@ def test_a_saved_detector_comes_back_in_half_precision_with_its_threshold(tmp_pa
     first = path.read_bytes()
     save_detector(loaded, path)
     assert path.read_bytes() == first
+
+
+def test_a_saved_detector_keeps_its_reading_of_broken_pictures(tmp_path):
+    """Mutant seen to fail: the limit left out of the header."""
+    torch.manual_seed(0)
+    inspector = Detector(limit=0.625)
+    save_detector(inspector, tmp_path / "detector.safetensors")
+    loaded = load_detector(tmp_path / "detector.safetensors")
+    assert loaded.limit == 0.625
+    torch.testing.assert_close(loaded.state_dict(), inspector.state_dict(), **HALF)
 
 
 def test_a_file_of_another_world_or_none_is_refused(tmp_path):
@@ -149,8 +186,8 @@ def test_a_file_of_another_world_or_none_is_refused(tmp_path):
         load_detector(tmp_path / "absent.safetensors")
 
 
-@needs_weights
 @needs_sprites
+@needs_weights
 def test_the_shipped_detector_reads_held_out_renders():
     held_out = examples(600, 102)
     table = measure(load_detector(), held_out)
@@ -161,8 +198,8 @@ def test_the_shipped_detector_reads_held_out_renders():
     assert max(table["habits"].values()) <= 0.02
 
 
-@needs_weights
 @needs_sprites
+@needs_weights
 @pytest.mark.parametrize("prop", UNSAFE)
 def test_the_shipped_detector_calls_an_unsafe_prop_unsafe_and_its_absence_safe(prop):
     places = [place for place, habit in HABITS.items() if habit == prop and place in PLACES] or ["alley"]
@@ -170,3 +207,43 @@ def test_the_shipped_detector_calls_an_unsafe_prop_unsafe_and_its_absence_safe(p
     detector = load_detector()
     seen = [[r.unsafe for r in detector.read(from_uint8(np.stack([*map(render, s)])))] for s in (shown, absent)]
     assert sum(seen[0]) >= 9 and sum(seen[1]) == 0
+
+
+BY_EYE = Path(__file__).with_name("by_eye")
+
+
+@needs_weights
+def test_the_shipped_reading_of_broken_pictures_agrees_with_the_eye():
+    """400 pictures, labelled before any reading of them was seen; 33 are broken by eye, and 20 of these are read so.
+
+    "Never broken" would agree as often. So the broken ones must be found as well, and stand above the whole ones.
+    Measured: agreement .935, 61 % found, 4 % of the whole called broken, and .90 of the pairs in the right order.
+    Mutants seen to fail: the complement, never broken, the mean over cells.
+    """
+    labelled = read_labelled(BY_EYE)
+    recognitions = load_detector().read(from_uint8(labelled.pictures))
+    read, eye = torch.tensor([r.broken for r in recognitions]), labelled.broken
+    assert (read == eye).float().mean() >= 0.9
+    assert read[eye].float().mean() >= 0.5 and read[~eye].float().mean() <= 0.05
+    damage = torch.tensor([r.damage for r in recognitions])
+    assert (damage[eye][:, None] > damage[~eye]).float().mean() >= 0.85
+
+
+@needs_sprites
+def test_a_published_detector_calls_one_unguided_picture_in_a_hundred_broken(tmp_path, monkeypatch):
+    """Mutants seen to fail: the other tail, a file without the limit that was found."""
+    pytest.importorskip("resvg_py")
+    monkeypatch.setattr("sld.testbed.detector.HELD_OUT", 5)
+    torch.manual_seed(0)
+    inspector, vae = Detector(limit=0.5).eval(), VAE(replace(MINI.vae, channels=(8, 8, 8), groups=4)).eval()
+    unguided = Pairs(*torch.randn(2, 100, 4, 16, 16))
+    with torch.no_grad():
+        made = to_uint8(vae.decoder(torch.cat([unguided.a, unguided.b])))
+        logits, (weight, bias) = inspector.damage_logits(from_uint8(made)), inspector.cells[-1].parameters()
+        weight /= logits.std()  # a network that was not trained sees hardly a difference
+        bias.sub_(logits.mean()).div_(logits.std())
+    tables = publish(inspector, vae, tmp_path, unguided)
+    shipped = load_detector(tmp_path / "detector.safetensors")
+    assert shipped.limit is not None and tables["broken"]["limit"] == shipped.limit
+    assert (damages(shipped, made) >= shipped.limit).sum() == 2
+    assert json.loads((tmp_path / "detector.json").read_text()) == tables
