@@ -193,6 +193,7 @@ def batch_differences(name: str) -> dict[str, Any]:
     """How far latents and pixels of pictures made in batches are from those made alone, and whether verdicts change."""
     pipe = sld.load()
     judge = make_classifier("embedded")
+    asked = {"preset": name, "guidance_scale": pipe.config.defaults.guidance_scale}
     template = Request(
         prompt="",
         concept=pipe.config.defaults.concept,
@@ -202,7 +203,7 @@ def batch_differences(name: str) -> dict[str, Any]:
     run = Evaluation(
         pipe=pipe,
         prompts=Selection(first=COMPARED).apply(read_prompts("mini-i2p")),
-        configurations={name: configuration(template, name, {"preset": name})},
+        configurations={name: configuration(template, name, asked)},
         protocol=Protocol(images=1),
     )
     todo = [task for number in range(len(run.chunks)) for task in run.tasks(number)]

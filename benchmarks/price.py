@@ -61,8 +61,9 @@ def requests(pipe: Pipeline) -> dict[str, Request]:
     """The sweep's points by name."""
     sweep = tomllib.loads(SWEEP.read_text(encoding="utf-8"))
     template = Request("", pipe.config.defaults.concept, 64, 64, sampler=sweep["sampler"])
+    common = {"guidance_scale": pipe.config.defaults.guidance_scale}
     return {
-        name: configuration(template, name, {key: value for key, value in point.items() if key != "label"})
+        name: configuration(template, name, common | {key: value for key, value in point.items() if key != "label"})
         for name, point in sweep["points"].items()
     }
 

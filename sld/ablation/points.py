@@ -50,7 +50,7 @@ def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pip
     Args:
         drafts: the baseline first.
         common: fields that no setting gives. Its prompt and seed are not used.
-        guidance_scale: s_g of points that give none and have no rule of their own.
+        guidance_scale: s_g of points that give none, also of their rules.
         pipe: the model.
 
     Raises:
@@ -79,8 +79,7 @@ def resolve(drafts: Iterable[Draft], common: Request, guidance_scale: float, pip
 
 
 def _configuration(draft: Draft, common: Request, guidance_scale: float) -> Request:
-    scale = {} if "rule" in draft.settings else {"guidance_scale": guidance_scale}
-    return configuration(common, draft.name, {**scale, **draft.settings})
+    return configuration(common, draft.name, {"guidance_scale": guidance_scale, **draft.settings})
 
 
 def differing(points: Sequence[Point]) -> list[str]:

@@ -60,28 +60,29 @@ class ErasureLoss:
         self.concept = concept
         self.eta = eta
 
-    def __call__(self, unet: nn.Module, generator: torch.Generator, batch: int) -> dict[str, Tensor]:
-        assert isinstance(unet, UNet)
-        x, t = self._latents(unet, generator, batch)
-        named, unnamed = (self.pipe.encode([text] * batch) for text in (self.concept, ""))
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, ...]:
+        """Return how many evaluations the latents are on their way, a scalar, and the seeds (b,) of their noise."""
+        return torch.randint(_EVALUATIONS, (), generator=generator), torch.randint(2**62, (batch,), generator=generator)
+
+    def __call__(self, network: nn.Module, *drawn: Tensor) -> dict[str, Tensor]:
+        assert isinstance(network, UNet)
+        done, seeds = drawn
+        x, t = self._latents(network, int(done), seeds.tolist())
+        named, unnamed = (self.pipe.encode([text] * len(x)) for text in (self.concept, ""))
         with torch.no_grad():
             plain = self.pipe.unet(x, t, unnamed)
             target = plain - self.eta * (self.pipe.unet(x, t, named) - plain)
-        return {"loss": F.mse_loss(unet(x, t, named), target)}
+        return {"loss": F.mse_loss(network(x, t, named), target)}
 
-    def _latents(self, unet: UNet, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+    def _latents(self, unet: UNet, done: int, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Return latents (b, c, h, w) at one timestep, on the way to pictures of the concept, and the timestep."""
-        done = int(torch.randint(_EVALUATIONS, (), generator=generator))
         sampler = make_sampler("ddim", self.pipe.schedule, _EVALUATIONS)
         scale = self.pipe.config.defaults.guidance_scale
         states = replace(self.pipe, unet=unet).sample(
-            [self.concept] * batch,
-            torch.randint(2**62, (batch,), generator=generator).tolist(),
-            sampler=sampler,
-            guidance=ClassifierFreeGuidance(scale),
+            [self.concept] * len(seeds), seeds, sampler=sampler, guidance=ClassifierFreeGuidance(scale)
         )
         state = next(islice(states, done, None))
-        return state.x, torch.tensor(sampler.timesteps[done])
+        return state.x, torch.tensor(sampler.timesteps[done], device=state.x.device)
 
 
 def erase(pipe: Pipeline, concept: str, folder: Path, *, method: str, eta: float, recipe: Recipe) -> Path:
@@ -98,6 +99,8 @@ def erase(pipe: Pipeline, concept: str, folder: Path, *, method: str, eta: float
     loss = ErasureLoss(pipe, concept, eta)
     unet = pipe.unet
     assert isinstance(unet, UNet)
+    # the layout of the gradients, which AdamW's fused form takes for granted
+    unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, p in unet.named_parameters():
         p.requires_grad_(METHODS[method](name))
     fit("erased", unet, loss, recipe, folder, lambda line: print(line, flush=True))
@@ -118,9 +121,13 @@ def main() -> None:
     parser.add_argument("--eta", type=float, default=1.0, help="strength (%(default)s)")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, help="of the training (%(default)s)")
     parser.add_argument("--rate", type=float, default=RECIPE.rate, help="AdamW's (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the networks, cpu or cuda (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = sld.load()
+    try:
+        pipe = sld.load(device=args.device)
+    except ValueError as error:
+        parser.error(str(error))
     recipe = replace(RECIPE, steps=args.steps, rate=args.rate)
     concept = pipe.config.defaults.concept if args.concept is None else args.concept
     print(erase(pipe, concept, args.folder, method=args.method, eta=args.eta, recipe=recipe))

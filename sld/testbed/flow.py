@@ -1,7 +1,7 @@
 """SLD's presets in the three spaces of a flow model, on the embedded model read as one.
 
 `python -m sld.testbed.flow --out runs/flow.csv` makes 780 pictures of mini-i2p under the presets. It writes and prints
-the shares of unsafe ones, and of those that show the subject and the place that were asked for.
+the shares of unsafe and of broken ones, and of those that show the subject and the place that were asked for.
 
 Nothing is trained, and the distribution of the pictures stays the same. The model's x = signal x0 + noise eps, divided
 by signal + noise, is the x = (1 - sigma) x0 + sigma eps of a flow whose sigma is noise / (signal + noise). Its v is
@@ -25,15 +25,15 @@ from sld.adapters.loop import SPACES, Run
 from sld.evaluation.metrics import Estimate, paired_difference, prompt_labels, share
 from sld.evaluation.prompts import Row, read_prompts
 from sld.files import write_whole
-from sld.guidance import PRESETS, ClassifierFreeGuidance, Guidance, SafeLatentGuidance
+from sld.guidance import PRESETS, Guidance, guidance_for
 from sld.models.denoiser import Cond, Denoiser
 from sld.noise import Noise
 from sld.pipeline import Pipeline
 from sld.samplers import Level, make_sampler
 from sld.testbed.detector import Detector, load_detector
 
-BATCH = 10
-HEADER = "preset,space,pictures,unsafe,low,high,subject and place,unsafe minus that in eps,p"
+BATCH = 60
+HEADER = "preset,space,pictures,unsafe,low,high,broken,subject and place,unsafe minus that in eps,p"
 
 
 def sigma_of(level: Level) -> Tensor:
@@ -81,7 +81,7 @@ def sample(
     final = Level.of(pipe.schedule.final_alpha_bar)
     run = Run(rule, steps)
     shape = (pipe.config.unet.latent, *pipe.config.latent_size())
-    x = Noise(seeds, shape).draw() / (levels[0].signal + levels[0].noise)
+    x = Noise(seeds, shape).draw().to(pipe.device) / (levels[0].signal + levels[0].noise)
     for i, (t, a, b) in enumerate(zip(sampler.timesteps, levels, [*levels[1:], final], strict=True)):
         rows = {name: flow_v(pipe.unet, x, torch.tensor(t), a, cond) for name, cond in conds.items()}
         v = run(rows, i, SPACES[space](sigma_of(a)))
@@ -97,6 +97,7 @@ class Cell(NamedTuple):
         space: a key of `SPACES`.
         labels: (n,), equal for pictures of equal prompts.
         unsafe: (n,), bool.
+        broken: (n,), bool.
         asked: (n,), bool: whether the picture shows the subject and the place of its prompt.
     """
 
@@ -104,22 +105,23 @@ class Cell(NamedTuple):
     space: str
     labels: np.ndarray
     unsafe: np.ndarray
+    broken: np.ndarray
     asked: np.ndarray
 
     def line(self, eps: Cell) -> str:
         """Return a line of the table, compared by picture with the same preset in eps."""
         unsafe: Estimate = share(self.unsafe, self.labels)
         gap = paired_difference(self.unsafe, eps.unsafe, self.labels)
-        figures = (*unsafe[:3], share(self.asked, self.labels).value, gap.value, gap.p)
+        broken, asked = (share(found, self.labels).value for found in (self.broken, self.asked))
+        figures = (*unsafe[:3], broken, asked, gap.value, gap.p)
         return ",".join([self.preset, self.space, str(len(self.unsafe)), *(f"{x:.4f}" for x in figures)])
 
 
 def measure(pipe: Pipeline, detector: Detector, rows: Sequence[Row], steps: int) -> Iterator[Cell]:
     """Yield the results for every preset and space, "eps" first; without safety, "eps" alone."""
     labels = prompt_labels(np.arange(len(rows)), {k: row.prompt for k, row in enumerate(rows)})
-    scale = pipe.config.defaults.guidance_scale
-    off: dict[str, Guidance[Any, Any, Any]] = {"off": ClassifierFreeGuidance(scale)}
-    for preset, rule in (off | {name: SafeLatentGuidance(config) for name, config in PRESETS.items()}).items():
+    for preset in ("off", *PRESETS):
+        rule = guidance_for(preset, pipe.config.defaults.guidance_scale)
         for space in ("eps",) if preset == "off" else ("eps", "v", "x0"):
             seen = []
             for k in range(0, len(rows), BATCH):
@@ -130,7 +132,8 @@ def measure(pipe: Pipeline, detector: Detector, rows: Sequence[Row], steps: int)
                 (s.subject, s.place) == (r.columns["subject"], r.columns["place"])
                 for s, r in zip(seen, rows, strict=True)
             ]
-            yield Cell(preset, space, labels, np.array([s.unsafe for s in seen]), np.array(asked))
+            unsafe, broken = (np.array(found) for found in ([s.unsafe for s in seen], [bool(s.broken) for s in seen]))
+            yield Cell(preset, space, labels, unsafe, broken, np.array(asked))
 
 
 def main() -> None:
@@ -139,10 +142,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the table, .csv")
     parser.add_argument("--first", type=int, default=60, help="prompts of mini-i2p (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the networks, cpu or cuda (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        pipe = sld.load(device=args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    detector = load_detector().to(pipe.device)
     lines, eps = [HEADER], None
-    for cell in measure(sld.load(), load_detector(), read_prompts("mini-i2p").rows[: args.first], args.steps):
+    for cell in measure(pipe, detector, read_prompts("mini-i2p").rows[: args.first], args.steps):
         eps = cell if cell.space == "eps" or eps is None else eps
         lines.append(cell.line(eps))
         print(lines[-1], flush=True)

@@ -44,7 +44,8 @@ PRESETS: dict[str, str | SLDConfig] = {
 """Settings of SLD by their names in the table. Those at once have no warm-up."""
 
 STRENGTHS = (0.2, 0.4, 0.6)
-BATCH = 20
+HEADER = ("unsafe", "low", "high", "broken", "subject and place", "moved")
+BATCH = 40
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Cell(NamedTuple):
         strength, preset: of the runs.
         evaluations: of the network, for each picture.
         unsafe: share of results with an unsafe prop.
+        broken: share of results that show nothing the world can show somewhere.
         asked: share of results with the subject and the place that the prompt names.
         moved: mean distance of a result from its start, of pixels in [0, 1].
     """
@@ -79,6 +81,7 @@ class Cell(NamedTuple):
     preset: str
     evaluations: int
     unsafe: Estimate
+    broken: Estimate
     asked: Estimate
     moved: float
 
@@ -150,6 +153,7 @@ def measure(
                 preset,
                 len(sampler.timesteps),
                 share(np.array([r.unsafe for r in seen]), each),
+                share(np.array([bool(r.broken) for r in seen]), each),
                 share(np.array(asked), each),
                 float((pictures - begun.pictures).abs().mean() / 2),
             )
@@ -159,12 +163,10 @@ def table(cells: Sequence[Cell]) -> str:
     """Return the results as CSV."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ("strength", "preset", "evaluations", "pictures", "unsafe", "low", "high", "subject and place", "moved")
-    )
+    writer.writerow(("strength", "preset", "evaluations", "pictures", *HEADER))
     for cell in cells:
         value, low, high, pictures, _ = cell.unsafe
-        figures = (value, low, high, cell.asked.value, cell.moved)
+        figures = (value, low, high, cell.broken.value, cell.asked.value, cell.moved)
         writer.writerow((cell.strength, cell.preset, cell.evaluations, pictures, *(f"{x:.4f}" for x in figures)))
     return file.getvalue()
 
@@ -201,9 +203,14 @@ def main() -> None:
     parser.add_argument("--unnamed", action="store_true", help="leave the prop out of the prompts")
     parser.add_argument("--n", type=int, default=30, help="pictures to start from (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of the whole run (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the networks, cpu or cuda (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe, detector = sld.load(numerics="fast"), load_detector()
+    try:
+        pipe = sld.load(numerics="fast", device=args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    detector = load_detector().to(pipe.device)
     begun = starts(pipe, detector, args.n, args.steps)
     cells = []
     for cell in measure(pipe, detector, begun, args.steps, not args.unnamed):

@@ -1,8 +1,8 @@
 """SLD's presets in both guidance spaces, on the embedded model turned into one that predicts v.
 
 `python -m sld.testbed.velocity --out runs/space` (540 pictures) makes pictures of mini-i2p under the presets and prints
-the shares of unsafe ones. What is guided is v, as in the reference ("raw"), or eps ("eps"). v follows from eps, x and
-the noise level, so nothing is trained and the distribution of the pictures stays the same.
+the shares of unsafe, broken and safe ones. What is guided is v, as in the reference ("raw"), or eps ("eps"). v follows
+from eps, x and the noise level, so nothing is trained and the distribution of the pictures stays the same.
 """
 
 from __future__ import annotations
@@ -68,31 +68,45 @@ def predicting_v(pipe: Pipeline) -> Pipeline:
     return replace(pipe, config=config, unet=Velocity(pipe.unet, pipe.schedule), schedule=schedule)
 
 
-def run(folder: Path, first: int) -> str:
-    """Make the missing pictures and return a table of unsafe shares with 95 % intervals, clustered by prompt."""
-    pipe = predicting_v(sld.load())
+def run(folder: Path, first: int, device: str = "cpu") -> str:
+    """Make the missing pictures and return a table of shares with 95 % intervals, clustered by prompt.
+
+    Args:
+        folder: of the run.
+        first: number of prompts of mini-i2p.
+        device: of the networks.
+
+    Raises:
+        ValueError: the device cannot be used, or the folder holds another run.
+    """
+    pipe = predicting_v(sld.load(device=device))
     template = Request("", pipe.config.defaults.concept, *pipe.config.defaults.sides, sampler="ddim")
-    configurations = {"off": configuration(template, "off", {"preset": "off"})}
+    scale = {"guidance_scale": pipe.config.defaults.guidance_scale}
+    configurations = {"off": configuration(template, "off", {"preset": "off", **scale})}
     for preset in PRESETS:
         for space in get_args(Space):
-            configurations[f"{preset}-{space}"] = configuration(template, preset, {"preset": preset, "space": space})
+            settings = {"preset": preset, "space": space, **scale}
+            configurations[f"{preset}-{space}"] = configuration(template, preset, settings)
     with ranks() as group:
         evaluation = Evaluation(
             pipe=pipe,
             prompts=Selection(first=first).apply(read_prompts("mini-i2p")),
             configurations=configurations,
             protocol=Protocol(images=1),
-            classifiers=[make_classifier("embedded")],
+            classifiers=[make_classifier("embedded", pipe.device)],
             keep="all",
         )
         evaluate(evaluation, folder, group)
     results = read_results(folder)
     texts = {number: row.prompt for number, row in results.rows.items()}
-    lines = []
+    lines = [" ".join([" " * 12, *(f"{judgement}, %".rjust(16) for judgement in results.judgements)])]
     for name in results.configurations:
-        unsafe, rows, _ = results.decisions(name)
-        estimate = share(unsafe, prompt_labels(rows, texts))
-        lines.append(f"{name:12} {100 * estimate.value:5.1f} % ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})")
+        shares = []
+        for judgement in results.judgements:
+            decided, rows, _ = results.decisions(name, judgement=judgement)
+            estimate = share(decided, prompt_labels(rows, texts))
+            shares.append(f"{100 * estimate.value:.1f} ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})".rjust(16))
+        lines.append(" ".join([f"{name:12}", *shares]))
     return "\n".join(lines)
 
 
@@ -100,6 +114,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m sld.testbed.velocity", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=60, help="prompts of mini-i2p (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the networks, cpu or cuda (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(run(args.out, args.first))
+    try:
+        print(run(args.out, args.first, args.device))
+    except ValueError as error:
+        parser.error(str(error))

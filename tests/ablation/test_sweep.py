@@ -119,6 +119,21 @@ def test_a_point_is_the_configuration_that_evaluate_makes_of_its_settings(pipe, 
         assert point.request == configuration(common, point.name, {"preset": point.name, "guidance_scale": 6.0})
 
 
+def test_rules_have_the_scale_of_the_sweep_where_they_give_none(common, pipe):
+    """Mutant that failed: a rule's own default in its place, which is not the model's."""
+    text = """
+        [points.own]
+        rule = { rule = "perp-neg", guidance_scale = 4.0, negatives = [{ text = "death" }] }
+        [points.usual]
+        rule = { rule = "perp-neg", negatives = [{ text = "death" }] }
+        [points.within]
+        rule = { rule = "sparse", every = 2, of = { rule = "sld", config = "strong" } }
+    """
+    _, own, usual, within = points(text, common, pipe, guidance_scale=3.0)
+    assert (own.request.rule.guidance_scale, usual.request.rule.guidance_scale) == (4.0, 3.0)
+    assert within.request.rule.rule.config.guidance_scale == 3.0
+
+
 def test_tables_that_meet_in_one_configuration_share_a_point_that_lies_on_all_their_axes(pipe, common):
     text = """
         [[grid]]
