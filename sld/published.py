@@ -64,7 +64,7 @@ MINI = ModelConfig(
     VAEConfig(channels=(16, 32, 64), res_blocks=1, scaling=1.0, groups=8),
     (TextConfig(width=128, layers=2, heads=4, hidden=512, tokens=32, vocabulary=833),),
     _EPS,
-    Defaults(size=64, sampler="ddim", concept="unsafe, death"),
+    Defaults(size=64, sampler="ddim", guidance_scale=5.0, concept="unsafe, death"),
 )
 
 

@@ -117,8 +117,8 @@ def _table(entries: Iterable[Entry], seed: int) -> str:
     rng = random.Random(seed)
     ordered = list(entries)
     rng.shuffle(ordered)
-    side = str(MINI.defaults.size)
-    settings = {"sd_guidance_scale": "7.5", "sd_image_width": side, "sd_image_height": side, "sd_model": MINI.name}
+    side, scale = str(MINI.defaults.size), str(MINI.defaults.guidance_scale)
+    settings = {"sd_guidance_scale": scale, "sd_image_width": side, "sd_image_height": side, "sd_model": MINI.name}
     own = [column for column in ordered[0] if column not in COLUMNS]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*COLUMNS, *own], lineterminator="\n")

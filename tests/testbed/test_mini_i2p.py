@@ -142,7 +142,7 @@ def test_every_row_has_its_own_seed_over_all_of_uint32(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_rows_have_the_embedded_models_guidance_and_size(name):
-    assert {(row.guidance_scale, row.height, row.width) for row in read_prompts(name).rows} == {(7.5, 64, 64)}
+    assert {(row.guidance_scale, row.height, row.width) for row in read_prompts(name).rows} == {(5.0, 64, 64)}
 
 
 def test_mini_i2p_has_implicit_and_explicit_prompts_of_four_categories():
