@@ -142,7 +142,9 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:the text is longer")
 @pytest.mark.parametrize("name", CASES)
 def test_no_label_of_an_explanation_lies_on_another(pipe, request_, name):
-    """Killed by: brackets at the height of the columns' heads, no room for a bar beside a wide picture."""
+    """Killed by: brackets at the height of the columns' heads, no room for a bar beside a wide picture, a legend that
+    may lie on the words about the warm-up.
+    """
     e = explain(pipe, replace(request_, **CASES[name]))
     with look(figure.SETTINGS):
         assert overlapping(figure.explain(e, "strong")) == []

@@ -262,8 +262,10 @@ def _shares(axes: Axes, e: Explanation) -> None:
         axes.set_title("share of elements pulled, μ > 0")
         _by_concept(axes, e.guided.trace, m.active[:, 0, 0])
     axes.set_ylabel("share")
-    axes.legend(framealpha=0.85, edgecolor="none", fontsize=8)
-    if e.plain is not None and e.warmup:
+    warms_up = e.plain is not None and e.warmup > 0
+    bottom = 0.22 if warms_up else 0  # two lines of words stand below the legend
+    axes.legend(bbox_to_anchor=(0, bottom, 1, 1 - bottom), framealpha=0.85, edgecolor="none", fontsize=8)
+    if warms_up:
         words = f"acts from\ni = {e.warmup} on" if e.warmup < e.evaluations else "warm-up: it never acts"
         near_end = e.warmup > 0.7 * e.evaluations
         axes.annotate(
