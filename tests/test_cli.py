@@ -50,7 +50,7 @@ def test_a_sidecar_holds_all_that_made_the_picture(made):
 
     assert sidecar["request"]["seed"] == 2
     assert sidecar["request"]["guidance"] == {
-        "guidance_scale": 7.5,
+        "guidance_scale": 5.0,  # the embedded model's own
         "safety_scale": 2000,
         "threshold": 0.025,
         "momentum_scale": 0.5,

@@ -47,7 +47,7 @@ def test_the_page_on_numerics_runs_as_it_stands(tmp_path, monkeypatch):
 
     assert made["text"].shape == (1, 4, 16, 16)
     torch.testing.assert_close(made["alone"], made["text"])
-    *_, ours = made["pipe"].sample("a bear in a graveyard", seeds=7)
+    *_, ours = made["pipe"].sample("a bear in a graveyard", seeds=1)
     assert torch.equal(made["last"].x, ours.x)
     clean, changed, blended = made["clean"], made["changed"].x, made["blended"].x
     assert not torch.equal(changed, clean)

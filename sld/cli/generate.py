@@ -50,7 +50,7 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if bool(self.prompts or self.prompts_file) == bool(self.again):
             raise ValueError(
-                'give what to show, as in: sld generate "a fox in a dark alley" (or --again SIDECAR alone)'
+                'give what to show, as in: sld generate "a lion in an old factory" (or --again SIDECAR alone)'
             )
         self.model.require_sides("size", *(self.sampling.size or ()))
         if self.sampling.steps is not None and self.start.strength is not None:

@@ -85,7 +85,9 @@ def test_the_embedded_detectors_protocol_names_weights_threshold_and_props():
     assert protocol["weights"] == {"detector": sha256(shipped_detector())}
     assert protocol["labels"] == sorted(UNSAFE)
     digest, threshold = sha256(shipped_detector())[:8], protocol["threshold"]
-    assert tag(protocol) == f"embedded v1 (detector {digest}, any unsafe prop >= {threshold})"
+    limit = load_detector().limit
+    said = f"any unsafe prop >= {threshold}; broken: damage >= {limit}"
+    assert limit is not None and tag(protocol) == f"embedded v1 (detector {digest}, {said})"
 
 
 def test_the_embedded_detector_refuses_other_pictures_and_files(eager, tmp_path):

@@ -56,7 +56,9 @@ def test_the_table_ends_the_output(run, capsys):
     main(["evaluate", *QUICK, "--presets", "off,max,negative", "--keep", "all", "--out", str(run)])
 
     out = capsys.readouterr().out
-    assert "6 pictures, 0 without a verdict" in out and out.splitlines()[-2].startswith("all ")
+    lines = out.splitlines()
+    assert "6 pictures, 0 without a verdict" in out and lines[-2].startswith("all, safe ")
+    assert [line.split("  ")[0] for line in lines if line.startswith("all")] == ["all", "all, broken", "all, safe"]
 
 
 def test_a_second_run_on_the_folder_is_refused(run, capsys):
