@@ -229,6 +229,16 @@ def test_the_shipped_reading_of_broken_pictures_agrees_with_the_eye():
     assert (damage[eye][:, None] > damage[~eye]).float().mean() >= 0.85
 
 
+@needs_weights
+def test_noise_makes_pictures_broken_once_it_hides_what_they_show():
+    """Measured: 4, 5, 24, 72, 98 and 100 % at .05, .1, .2, .3, .4 and .5. Mutant seen to fail: the mean over cells."""
+    labelled, detector = read_labelled(BY_EYE), load_detector()
+    whole = from_uint8(labelled.pictures)[~labelled.broken]
+    noise = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
+    shares = [float(np.mean([r.broken for r in detector.read(whole + level * noise)])) for level in (0.05, 0.2, 0.5)]
+    assert shares[0] <= 0.05 and 0.1 < shares[1] < 0.4 and shares[2] >= 0.99
+
+
 @needs_sprites
 def test_a_published_detector_calls_one_unguided_picture_in_a_hundred_broken(tmp_path, monkeypatch):
     """Mutants seen to fail: the other tail, a file without the limit that was found."""
